@@ -1,0 +1,92 @@
+"""Sets of files that are replaced as one: a reader finds all of the former set or all of the new one.
+
+A set is written into a hidden folder beside its final place. Renaming that folder is the commit: before it the
+former set is whole, after it the new one is. Only then are the files put in their places, and until they all are,
+`current` reads them from the committed folder. An interrupted or failed write leaves nothing that is read.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def _committed(directory: Path, kind: str) -> Path:
+    return directory / f".{kind}-committed"
+
+
+def current(directory: Path, kind: str) -> Path:
+    """The folder from which the files of `kind` are to be read."""
+    committed = _committed(directory, kind)
+    return committed if committed.is_dir() else directory
+
+
+@contextmanager
+def replacing(directory: Path, kind: str, is_stale: Callable[[str], bool]) -> Iterator[Path]:
+    """Replace the files of `kind` in `directory` by what is written into the folder this yields.
+
+    Args:
+        directory: where the files belong; made if it is not there. Other files in it are left alone.
+        kind: a short name that tells apart several sets in one folder (`model`, `processor`).
+        is_stale: says of a relative path whether it belongs to a former set, and goes when the new one lacks it.
+
+    Yields:
+        An empty folder to write into. If the block raises, the former set stays and the folder is removed.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    _settle(directory, kind, is_stale)
+    for leftover in directory.glob(f".{kind}-writing-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{kind}-writing-", dir=directory))
+    try:
+        yield staging
+        for path in staging.rglob("*"):
+            _flush(path)
+        staging.rename(_committed(directory, kind))
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    _flush(directory)
+    _settle(directory, kind, is_stale)
+
+
+def _settle(directory: Path, kind: str, is_stale: Callable[[str], bool]) -> None:
+    """Put the files of a committed set in their places; safe to repeat after an interruption at any point."""
+    committed = _committed(directory, kind)
+    if not committed.is_dir():
+        return
+    new = {path.relative_to(committed).as_posix() for path in committed.rglob("*") if path.is_file()}
+    for name in new:
+        target = directory / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f".{target.name}.{kind}-new")
+        aside.unlink(missing_ok=True)
+        try:
+            os.link(committed / name, aside)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(committed / name, aside)
+        os.replace(aside, target)
+    for path in list(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        if name not in new and not name.startswith(".") and path.is_file() and is_stale(name):
+            path.unlink()
+    # The committed folder counts as long as it bears its name, so it loses the name before it loses a file.
+    done = Path(tempfile.mkdtemp(prefix=f".{kind}-writing-", dir=directory))
+    committed.rename(done / "done")
+    shutil.rmtree(done, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Ask the operating system to put a file or folder on disk."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return  # folders cannot be opened on every system
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # nor flushed on every file system; the rename that follows still orders the names
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,46 @@
+"""The exceptions users see: one tree, each also the built-in exception a reader would expect.
+
+    CornstarchError
+    ├── ArgumentError (ValueError)             a value that cannot be used, with the values that can
+    │   └── ModalityMismatchError              modality tokens, inputs and features that do not pair
+    ├── UnknownArgumentError (TypeError)       a keyword that no part of the model takes
+    ├── MediaError (ValueError)                an image, sound or video that cannot be read
+    ├── CheckpointError (OSError)              a saved model or processor that cannot be used
+    │   └── MissingFileError (FileNotFoundError)
+    └── TrainingError (RuntimeError)           a training run that cannot go on
+
+`except CornstarchError` catches every mistake this package reports; `except ValueError` and its like work as
+everywhere in Python.
+"""
+
+
+class CornstarchError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ArgumentError(CornstarchError, ValueError):
+    """A value that cannot be used; the message lists what can."""
+
+
+class ModalityMismatchError(ArgumentError):
+    """Modality tokens, encoder inputs and features do not pair; the message names modality, counts and sample."""
+
+
+class UnknownArgumentError(CornstarchError, TypeError):
+    """A keyword argument that neither an encoder nor the language model takes."""
+
+
+class MediaError(CornstarchError, ValueError):
+    """An image, sound or video that cannot be read; the message names it."""
+
+
+class CheckpointError(CornstarchError, OSError):
+    """A saved model or processor that is incomplete, damaged, or needs something it does not hold."""
+
+
+class MissingFileError(CheckpointError, FileNotFoundError):
+    """A file that a saved model or processor must have is not there."""
+
+
+class TrainingError(CornstarchError, RuntimeError):
+    """A training run that cannot go on, with the step at which it stopped."""

@@ -1,0 +1,270 @@
+"""Where a Hugging Face module keeps what; found by structure or by a row of a table, once, for everybody.
+
+Everything here reads a module or a config; nothing changes it. Files that need to know how one model differs from
+another ask here, so that supporting a model that differs in a new way is a row here and nothing elsewhere.
+"""
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput
+from transformers.utils.generic import TransformersKwargs
+
+from cornstarch.errors import ArgumentError
+
+# --- widths -----------------------------------------------------------------------------------------------------------
+
+# Where an encoder's config states the width of its output rows, if not under one of the generic names.
+_FEATURE_WIDTH_BY_MODEL_TYPE = {"sam_vision_model": "output_channels", "sam_hq_vision_model": "output_channels"}
+# Generic names, the most specific first; of a list of widths (hierarchical encoders) the last is the output's.
+_FEATURE_WIDTH_NAMES = ("out_hidden_size", "hidden_size", "d_model", "hidden_sizes", "embed_dim")
+# Where a language model's config states the width of its embedding table (OPT-350m projects it to another).
+_EMBEDDING_WIDTH_NAMES = ("word_embed_proj_dim", "hidden_size", "d_model", "n_embd")
+
+
+def config_feature_width(config: Any) -> int | None:
+    """Width of the rows an encoder with this config (or dict) yields; None if the config does not say."""
+    if getattr(config, "add_adapter", False):  # Wav2Vec2 and its kin: a convolutional adapter behind the encoder
+        return int(config.output_hidden_size)
+    row = _FEATURE_WIDTH_BY_MODEL_TYPE.get(getattr(config, "model_type", ""))
+    return _first_width(config, (row,) if row else _FEATURE_WIDTH_NAMES)
+
+
+def config_embedding_width(config: Any) -> int | None:
+    """Width of the input embeddings of a language model with this config (or dict); None if it does not say."""
+    if isinstance(config, PreTrainedConfig):
+        config = config.get_text_config()
+    return _first_width(config, _EMBEDDING_WIDTH_NAMES)
+
+
+def feature_width(encoder: nn.Module) -> int | None:
+    """Width of the rows `encoder` yields, by its config's word or its own; None if neither states it."""
+    return config_feature_width(getattr(encoder, "config", None)) or _first_width(encoder, _FEATURE_WIDTH_NAMES)
+
+
+def embedding_width(language_model: nn.Module) -> int:
+    """Width of the vectors that `language_model` takes as `inputs_embeds`."""
+    embedding = language_model.get_input_embeddings()  # type: ignore[operator]
+    return int(embedding.weight.shape[-1])
+
+
+def linear_widths(module: nn.Module) -> tuple[int | None, int | None]:
+    """Input and output width of a module that starts and ends with `nn.Linear`; None where it does not."""
+    leaves = [leaf for leaf in module.modules() if not list(leaf.children())]
+    shaped = [leaf for leaf in leaves if any(True for _ in leaf.parameters())]
+    if not isinstance(module, nn.Linear | nn.Sequential) or not shaped:
+        return None, None
+    first, last = shaped[0], shaped[-1]
+    return (
+        first.in_features if isinstance(first, nn.Linear) else None,
+        last.out_features if isinstance(last, nn.Linear) else None,
+    )
+
+
+def _first_width(owner: Any, names: Sequence[str]) -> int | None:
+    read = owner.get if isinstance(owner, Mapping) else functools.partial(_attribute, owner)
+    for name in names:
+        value = read(name)
+        if isinstance(value, list | tuple) and value:
+            value = value[-1]
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def _attribute(owner: Any, name: str) -> Any:
+    return getattr(owner, name, None)
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+# Keywords that every Hugging Face language model takes through `**kwargs`, named by no forward signature.
+KNOWN_KEYWORDS = frozenset(TransformersKwargs.__annotations__) | {
+    "num_items_in_batch",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "return_dict",
+    "use_cache",
+    "cache_position",
+}
+
+# Names under which callers and processors know the arguments of towers that take patches and their grid.
+_GRID_TOWER_ALIASES = {
+    "hidden_states": ("pixel_values", "pixel_values_videos"),
+    "grid_thw": ("image_grid_thw", "video_grid_thw"),
+}
+
+
+class ForwardArguments(NamedTuple):
+    """What a forward method takes: its parameters' names in order, and whether it takes any other keyword."""
+
+    names: tuple[str, ...]
+    takes_any: bool
+
+
+@functools.cache
+def _signature(function: Callable[..., Any]) -> ForwardArguments:
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return ForwardArguments(tuple(named), any(p.kind is p.VAR_KEYWORD for p in parameters))
+
+
+def forward_arguments(module: nn.Module) -> ForwardArguments:
+    """What the forward method of an unwrapped module takes."""
+    return _signature(type(module).forward)
+
+
+def language_model_arguments(language_model: nn.Module) -> ForwardArguments:
+    """What an unwrapped causal language model takes: its own parameters and, through `**kwargs`, its backbone's."""
+    own = forward_arguments(language_model)
+    backbone = getattr(language_model, "base_model", None)
+    if not own.takes_any or not isinstance(backbone, nn.Module) or backbone is language_model:
+        return own
+    inner = forward_arguments(backbone)
+    return ForwardArguments(tuple(dict.fromkeys(own.names + inner.names)), own.takes_any)
+
+
+def argument_aliases(encoder: nn.Module) -> dict[str, str]:
+    """Names callers use for arguments of `encoder`'s forward, to the names the forward itself uses."""
+    names = forward_arguments(encoder).names
+    if not set(_GRID_TOWER_ALIASES) <= set(names):
+        return {}
+    return {alias: name for name, aliases in _GRID_TOWER_ALIASES.items() for alias in aliases}
+
+
+def main_input_name(encoder: nn.Module) -> str:
+    """The argument without which `encoder` cannot run: what Hugging Face states, else the forward's first."""
+    names = forward_arguments(encoder).names
+    if not names:
+        raise ArgumentError(f"{type(encoder).__name__}.forward names no argument, so no input can reach it")
+    stated = getattr(encoder, "main_input_name", None)
+    return stated if stated in names else names[0]
+
+
+# --- outputs ----------------------------------------------------------------------------------------------------------
+
+Rows = Tensor | list[Tensor]
+
+
+def hidden_states(encoder: nn.Module, output: Any) -> Rows:
+    """The hidden states in what an encoder (or a callback after it) returned.
+
+    Args:
+        encoder: the unwrapped encoder.
+        output: a `ModelOutput`, a tuple whose first item is the hidden states, a tensor, or a list of tensors with
+            one (T_i, D) tensor per input.
+
+    Returns:
+        (N, T, D) with one row block per input, (M, D) where inputs are packed, or the list as it was.
+
+    Raises:
+        ArgumentError: if nothing in the output has the shape of hidden states.
+    """
+    if isinstance(output, ModelOutput):
+        merged = getattr(output, "pooler_output", None) if hasattr(encoder, "merger") else None
+        output = merged if merged is not None else getattr(output, "last_hidden_state", None)
+    elif isinstance(output, tuple):
+        output = output[0] if output else None
+    if isinstance(output, list) and all(isinstance(item, Tensor) for item in output):
+        return [item.flatten(0, -2) for item in output]
+    if not isinstance(output, Tensor) or output.dim() < 2:
+        found = f"tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        raise ArgumentError(
+            f"{type(encoder).__name__} gave {found} where hidden states were expected: a `last_hidden_state`, "
+            "a tensor of shape (inputs, positions, width), or a list with one (positions, width) tensor per input"
+        )
+    return _row_major(output, feature_width(encoder)) if output.dim() > 3 else output
+
+
+def _row_major(maps: Tensor, width: int | None) -> Tensor:
+    """(N, D, H, W) maps, or (N, ..., D) grids of rows, as (N, T, D) with the last axis of positions fastest."""
+    channels_first = maps.shape[1] == width or (maps.shape[-1] != width and width is None)
+    if channels_first:
+        return maps.flatten(2).transpose(1, 2)
+    return maps.flatten(1, -2)
+
+
+def input_feature_counts(encoder: nn.Module, inputs: Mapping[str, Any], rows: Tensor) -> list[int] | None:
+    """How many of an encoder's rows belong to each input, where inputs differ in that; None where they do not.
+
+    Packed towers say it by their grids, padded audio by the encoder's own map from input to output lengths.
+
+    Args:
+        encoder: the unwrapped encoder.
+        inputs: what it was called with, under its own argument names.
+        rows: its hidden states, (N, T, D) padded or (M, D) packed.
+
+    Returns:
+        One count per input, or None.
+    """
+    grid = inputs.get("grid_thw")
+    if rows.dim() == 2 and isinstance(grid, Tensor):
+        counts = (grid.prod(-1) // getattr(encoder, "spatial_merge_size", 1) ** 2).tolist()
+        return counts if sum(counts) == rows.shape[0] else None
+    lengths_of = getattr(encoder, "_get_feat_extract_output_lengths", None)
+    mask = inputs.get("attention_mask")
+    if rows.dim() == 3 and lengths_of is not None and isinstance(mask, Tensor) and mask.dim() == 2:
+        lengths = lengths_of(mask.sum(-1))
+        lengths = lengths[-1] if isinstance(lengths, tuple) else lengths
+        counts = [min(int(length), rows.shape[1]) for length in lengths.tolist()]
+        return None if all(count == rows.shape[1] for count in counts) else counts
+    return None
+
+
+# --- inside -----------------------------------------------------------------------------------------------------------
+
+# Modules that stand before the layers in the file but run after them (OPT and models built like it).
+_RUNS_LAST = re.compile(r"^(final_|post_|project_out|norm_f|ln_f|norm$|layernorm$)")
+
+
+def layers(part: nn.Module) -> list[nn.Module]:
+    """The repeated layers of a part in order, as Hugging Face marks them, else the members of its `ModuleList`s."""
+    marked = [module for module in part.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if marked:
+        nested = {id(inner) for outer in marked for inner in outer.modules() if inner is not outer}
+        return [module for module in marked if id(module) not in nested]
+    return [layer for stack in part.modules() if _is_stack(stack) for layer in stack.children()]
+
+
+def execution_order(part: nn.Module) -> Iterator[str]:
+    """Names of the pieces a part can be cut into, in the order in which they run.
+
+    A piece is a numbered layer, or a module with weights that stands beside the layers or above them.
+    """
+    yield from _pieces(part, "")
+
+
+def _pieces(module: nn.Module, prefix: str) -> Iterator[str]:
+    children = [(name, child) for name, child in module.named_children() if any(True for _ in child.parameters())]
+    stacks_above = any(_holds_stack(child) for _, child in children)
+    if stacks_above:
+        last = [pair for pair in children if _RUNS_LAST.match(pair[0]) and not _holds_stack(pair[1])]
+        children = [pair for pair in children if pair not in last] + last
+    for name, child in children:
+        if _is_stack(child):
+            yield from (f"{prefix}{name}.{index}" for index in range(len(child)))  # type: ignore[arg-type]
+        elif _holds_stack(child):
+            yield from _pieces(child, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _is_stack(module: nn.Module) -> bool:
+    return isinstance(module, nn.ModuleList) and len(module) > 0 and len({type(layer) for layer in module}) == 1
+
+
+def _holds_stack(module: nn.Module) -> bool:
+    return any(_is_stack(inner) for inner in module.modules())
+
+
+def parameter_dtype(module: nn.Module) -> torch.dtype | None:
+    """The dtype of a module's first floating-point parameter; None if it has none."""
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)

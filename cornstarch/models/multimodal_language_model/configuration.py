@@ -1,0 +1,127 @@
+"""What a projector and a whole model are made of, as data."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2CLS
+
+from cornstarch.errors import ArgumentError
+from cornstarch.models.multimodal_language_model import anatomy
+
+PROJECTION_TYPES = ("linear", "mlp")
+
+
+class MultimodalProjectorConfig:
+    """How features of an encoder become vectors of the language model's embedding space.
+
+    `linear` is one `nn.Linear`; `mlp` is linear, activation, linear (LLaVA-1.5, https://arxiv.org/abs/2310.03744).
+
+    Args:
+        encoder_config: the encoder's config (or a dict with `hidden_size`), from which the input width is read.
+        text_config: the language model's config (or a dict with `hidden_size`), from which the output width is read.
+        projection_type: `"linear"` or `"mlp"`.
+        activation: a name in `transformers.activations.ACT2CLS`; used by `mlp`.
+
+    Raises:
+        ArgumentError: for an unknown `projection_type` or `activation`; the message lists the known ones.
+    """
+
+    def __init__(
+        self,
+        encoder_config: Any = None,
+        text_config: Any = None,
+        projection_type: str = "linear",
+        activation: str = "gelu",
+    ) -> None:
+        if projection_type not in PROJECTION_TYPES:
+            raise ArgumentError(
+                f"unknown projection_type {projection_type!r}; known types: {', '.join(PROJECTION_TYPES)}"
+            )
+        if activation not in ACT2CLS:
+            raise ArgumentError(f"unknown activation {activation!r}; known activations: {', '.join(sorted(ACT2CLS))}")
+        self.encoder_config = encoder_config
+        self.text_config = text_config
+        self.projection_type = projection_type
+        self.activation = activation
+
+    @property
+    def in_features(self) -> int:
+        """Width of the features the projector takes.
+
+        Raises:
+            ArgumentError: if `encoder_config` does not state it.
+        """
+        return _stated(anatomy.config_feature_width(self.encoder_config), "encoder_config", self.encoder_config)
+
+    @property
+    def out_features(self) -> int:
+        """Width of the vectors the projector yields.
+
+        Raises:
+            ArgumentError: if `text_config` does not state it.
+        """
+        return _stated(anatomy.config_embedding_width(self.text_config), "text_config", self.text_config)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as JSON values; of the parts' configs only the widths count, so only those are kept."""
+        return {
+            "encoder_config": {"hidden_size": self.in_features},
+            "text_config": {"hidden_size": self.out_features},
+            "projection_type": self.projection_type,
+            "activation": self.activation,
+        }
+
+
+def _stated(width: int | None, name: str, config: Any) -> int:
+    if width is None:
+        raise ArgumentError(
+            f"{name} states no hidden size (found {type(config).__name__}): pass a Hugging Face config, "
+            'a dict {"hidden_size": int}, or a projector of your own'
+        )
+    return width
+
+
+class MultimodalConfig(PreTrainedConfig):  # type: ignore[misc]
+    """The parts' own configs under one roof, for whoever asks a model for `config`.
+
+    Args:
+        encoders: modality key to the encoder's config (None for a plain module that has none).
+        text_config: the language model's config, the very object, not a copy.
+        modality_token_ids: modality key to the token id that stands for it in `input_ids`.
+        **kwargs: those of `PreTrainedConfig`.
+    """
+
+    model_type = "cornstarch"
+
+    def __init__(
+        self,
+        encoders: Mapping[str, Any] | None = None,
+        text_config: Any = None,
+        modality_token_ids: Mapping[str, int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.encoders = dict(encoders or {})
+        self.text_config = text_config
+        self.modality_token_ids = dict(modality_token_ids or {})
+        super().__init__(**kwargs)  # validates, and asks for the text config while it does
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> Any:
+        """The language model's config, whatever the arguments (those of `PreTrainedConfig`); itself without one."""
+        return self if self.text_config is None else self.text_config
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as JSON values; every part's config is a dictionary too."""
+        return {
+            "model_type": self.model_type,
+            "encoders": {key: config_to_dict(config) for key, config in self.encoders.items()},
+            "text_config": config_to_dict(self.text_config),
+            "modality_token_ids": dict(self.modality_token_ids),
+        }
+
+
+def config_to_dict(config: Any) -> Any:
+    """A part's config as JSON values: a Hugging Face config, a mapping, or None."""
+    if isinstance(config, PreTrainedConfig):
+        return config.to_dict()
+    return dict(config) if isinstance(config, Mapping) else None

@@ -1,0 +1,204 @@
+"""2. One modality's encoder: callback -> Hugging Face encoder -> callback -> projector -> callback.
+
+Shapes: N inputs (images, sounds), T positions an input yields, E encoder width, D embedding width.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cornstarch.errors import ArgumentError
+from cornstarch.models.multimodal_language_model import anatomy, freezing
+from cornstarch.models.multimodal_language_model.anatomy import Rows
+from cornstarch.models.multimodal_language_model.configuration import MultimodalProjectorConfig
+from cornstarch.models.multimodal_language_model.projector import MultimodalProjector
+
+Callback = Callable[..., Any]
+
+
+class ModalEncoderModule(nn.Module):
+    """Any encoder with hidden states, what may be done to its inputs and outputs, and its projector.
+
+    The encoder is a Hugging Face model (wrapped by PEFT or not) or any `nn.Module` whose output is hidden states and
+    that states `hidden_size`, in its config or itself, or comes with a projector.
+
+    Args:
+        model: the encoder.
+        projector: from the encoder's width to the language model's; made by `MultimodalModel` if missing.
+        additional_args: names of arguments for the callbacks that the encoder's own forward does not take.
+        preprocess_callback: `(inputs) -> inputs`, before the encoder; `inputs` is a dict of this encoder's arguments.
+        postprocess_module_callback: `(inputs, output) -> output`, on what the encoder returned.
+        postprocess_projector_callback: `(inputs, output) -> output`, on the projected features.
+        module: another spelling of `model`.
+
+    Raises:
+        ArgumentError: if no encoder, or two, were given, or something given has the wrong type.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        projector: MultimodalProjector | None = None,
+        additional_args: Sequence[str] = (),
+        preprocess_callback: Callback | None = None,
+        postprocess_module_callback: Callback | None = None,
+        postprocess_projector_callback: Callback | None = None,
+        *,
+        module: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if (model is None) == (module is None):
+            raise ArgumentError("ModalEncoderModule takes one encoder, as `model` or as `module`")
+        encoder = model if model is not None else module
+        if not isinstance(encoder, nn.Module):
+            raise ArgumentError(f"the encoder must be an nn.Module, found {type(encoder).__name__}")
+        if projector is not None and not isinstance(projector, nn.Module):
+            raise ArgumentError(f"the projector must be a MultimodalProjector, found {type(projector).__name__}")
+        if projector is not None and not isinstance(projector, MultimodalProjector):
+            projector = MultimodalProjector(None, projector)
+        if isinstance(additional_args, str):
+            raise ArgumentError(f"additional_args must be a sequence of names, found the string {additional_args!r}")
+        self.module = encoder
+        self.projector = projector
+        self.additional_args = tuple(additional_args)
+        self.preprocess_callback = preprocess_callback
+        self.postprocess_module_callback = postprocess_module_callback
+        self.postprocess_projector_callback = postprocess_projector_callback
+
+    @property
+    def config(self) -> Any:
+        """The encoder's own config; None for a plain module that has none."""
+        return getattr(freezing.unwrap(self.module), "config", None)
+
+    @property
+    def encoder_modules(self) -> list[nn.Module]:
+        """The modules that the encoder's train flag governs: the encoder and callbacks before the projector."""
+        callbacks = (self.preprocess_callback, self.postprocess_module_callback)
+        return [self.module, *(callback for callback in callbacks if isinstance(callback, nn.Module))]
+
+    @property
+    def projector_modules(self) -> list[nn.Module]:
+        """The modules that the projector's train flag governs: the projector and the callback after it."""
+        candidates = (self.projector, self.postprocess_projector_callback)
+        return [candidate for candidate in candidates if isinstance(candidate, nn.Module)]
+
+    def make_projector(self, width: int, text_config: Any, projection_type: str, activation: str) -> None:
+        """Make the projector if there is none, and check that it fits on both sides.
+
+        Args:
+            width: the language model's embedding width.
+            text_config: the language model's config, kept with a projector that is made here.
+            projection_type: kind of projector to make.
+            activation: its activation.
+
+        Raises:
+            ArgumentError: if the projector's widths are not the encoder's and `width`, or the encoder's is unknown.
+        """
+        encoder = freezing.unwrap(self.module)
+        encoder_width = anatomy.feature_width(encoder)
+        if self.projector is None:
+            if encoder_width is None:
+                raise ArgumentError(
+                    f"{type(encoder).__name__} states no hidden_size, in its config or itself: set `hidden_size` "
+                    "on it, or pass a projector"
+                )
+            config = MultimodalProjectorConfig(
+                {"hidden_size": encoder_width}, {"hidden_size": width}, projection_type, activation
+            )
+            reference = next(self.module.parameters(), torch.empty(0))
+            dtype = anatomy.parameter_dtype(self.module) or torch.get_default_dtype()
+            self.projector = MultimodalProjector(config).to(device=reference.device, dtype=dtype)
+            self.projector.train(self.training)
+        found_in, found_out = self.projector.widths
+        reshaped = self.postprocess_module_callback is not None  # a callback may change the width (pixel shuffle)
+        if found_in is not None and encoder_width is not None and found_in != encoder_width and not reshaped:
+            raise ArgumentError(f"the projector takes width {found_in}, the encoder yields width {encoder_width}")
+        if found_out is not None and found_out != width and self.postprocess_projector_callback is None:
+            raise ArgumentError(f"the projector yields width {found_out}, the language model embeds in width {width}")
+
+    def train(self, mode: bool = True) -> "ModalEncoderModule":
+        """Switch training mode as in PyTorch; frozen modules stay in evaluation mode."""
+        super().train(mode)
+        for module in (*self.encoder_modules, *self.projector_modules):
+            freezing.set_mode(module, mode)
+        return self
+
+    def forward(self, **inputs: Any) -> Rows:
+        """Encode and project.
+
+        Args:
+            **inputs: this encoder's arguments, under the names its forward uses, and `additional_args`.
+
+        Returns:
+            (N, T, D); a list of (T_i, D) where inputs differ in how many features they yield; or (M, D) where the
+            encoder packs its inputs and nothing tells them apart.
+        """
+        if self.preprocess_callback is not None:
+            inputs = self.preprocess_callback(inputs)
+        output = self._encode(inputs)
+        if self.postprocess_module_callback is not None:
+            output = self.postprocess_module_callback(inputs, output)
+        return self.project(output, inputs)
+
+    def project(self, output: Any, inputs: Mapping[str, Any] | None = None) -> Rows:
+        """The second half of a forward pass: an encoder's output, after its module callback, to features.
+
+        Args:
+            output: hidden states, or anything that holds them (see `anatomy.hidden_states`).
+            inputs: the encoder's arguments, as far as they are known.
+
+        Returns:
+            Features, as `forward` returns them.
+        """
+        encoder, inputs = freezing.unwrap(self.module), dict(inputs or {})
+        hidden = anatomy.hidden_states(encoder, output)
+        counts = None if isinstance(hidden, list) else anatomy.input_feature_counts(encoder, inputs, hidden)
+        features = [self._project(h) for h in hidden] if isinstance(hidden, list) else self._project(hidden)
+        if self.postprocess_projector_callback is not None:
+            features = self.postprocess_projector_callback(inputs, features)
+        if isinstance(features, tuple):
+            features = list(features)
+        if isinstance(features, list):
+            return [rows.flatten(0, -2) for rows in features]
+        if features.dim() > 3:
+            features = features.flatten(1, -2)
+        return self._by_input(features, hidden, counts, inputs)
+
+    def _encode(self, inputs: Mapping[str, Any]) -> Any:
+        """Run the encoder, without an autograd graph if nothing up to here trains."""
+        encoder = freezing.unwrap(self.module)
+        names = anatomy.forward_arguments(encoder).names
+        unwanted = set(self.additional_args) - set(names)
+        dtype = anatomy.parameter_dtype(encoder)
+        arguments = {name: _cast(value, dtype) for name, value in inputs.items() if name not in unwanted}
+        tracked = any(isinstance(value, Tensor) and value.requires_grad for value in arguments.values())
+        # Hooks of others (input gradients for checkpointing) would start a graph in a frozen encoder.
+        free = freezing.is_frozen(self.module) and not tracked
+        with torch.no_grad() if free else nullcontext():
+            return self.module(**arguments)
+
+    def _project(self, hidden: Tensor) -> Any:
+        if self.projector is None:
+            raise ArgumentError("this encoder has no projector yet: build a MultimodalModel with it, or pass one")
+        return self.projector(_cast(hidden, anatomy.parameter_dtype(self.projector)))
+
+    def _by_input(self, features: Tensor, hidden: Rows, counts: list[int] | None, inputs: Mapping[str, Any]) -> Rows:
+        """Tell inputs apart where the features do not show it: trim padding, split what was packed."""
+        if counts is not None and isinstance(hidden, Tensor) and features.shape[:-1] == hidden.shape[:-1]:
+            if features.dim() == 2:
+                return list(torch.split(features, counts))
+            return [rows[:count] for rows, count in zip(features, counts, strict=True)]
+        main = inputs.get(anatomy.main_input_name(freezing.unwrap(self.module)))
+        if features.dim() == 2 and isinstance(main, Tensor) and main.shape[0] == features.shape[0]:
+            return features.unsqueeze(1)  # one vector an input
+        return features
+
+
+def _cast(value: Any, dtype: torch.dtype | None) -> Any:
+    """A floating-point tensor in the dtype of the weights it meets; under autocast PyTorch sees to that itself."""
+    if dtype is None or not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    return value if torch.is_autocast_enabled(value.device.type) else value.to(dtype)

@@ -1,0 +1,184 @@
+"""1b. How many positions an input takes: the features it yields after the whole encoder module.
+
+Arithmetic where it is enough; else the encoder module is asked, on the `meta` device where it can run there (shapes
+only, no work), else once for real.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cornstarch.errors import ArgumentError
+from cornstarch.models.multimodal_language_model import anatomy, freezing
+from cornstarch.models.multimodal_language_model.anatomy import Rows
+from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
+
+Inputs = dict[str, Any]
+
+
+def _patches(config: Any, pixels: Tensor, extra: int) -> int:
+    patch = config.patch_size
+    rows, columns = (patch, patch) if isinstance(patch, int) else patch
+    return (pixels.shape[-2] // rows) * (pixels.shape[-1] // columns) + extra
+
+
+# Features per input by arithmetic, from the encoder's config and its main input.
+_ARITHMETIC: dict[str, Callable[[Any, Tensor], int]] = {
+    "clip_vision_model": lambda config, pixels: _patches(config, pixels, 1),
+    "siglip_vision_model": lambda config, pixels: _patches(config, pixels, 0),
+    "vit": lambda config, pixels: _patches(config, pixels, 1),
+    "dinov2": lambda config, pixels: _patches(config, pixels, 1),
+    "dinov2_with_registers": lambda config, pixels: _patches(config, pixels, 1 + config.num_register_tokens),
+    "whisper": lambda config, features: (features.shape[-1] + 1) // 2,
+}
+
+
+class FeatureCounter:
+    """Counts an encoder's features per input and remembers the counts by what they depend on."""
+
+    def __init__(self) -> None:
+        self._remembered: dict[Any, int] = {}
+        self._parts: list[Any] = []
+
+    def count(
+        self, encoder: ModalEncoderModule, inputs: Inputs, number: int, process_one: Callable[[int], Inputs]
+    ) -> list[int]:
+        """Features of each input.
+
+        Args:
+            encoder: the encoder module.
+            inputs: its arguments for all inputs at once, under the names its forward uses.
+            number: how many inputs there are.
+            process_one: the arguments for one input alone, for encoders that pack inputs into one tensor.
+
+        Returns:
+            One count per input.
+
+        Raises:
+            ArgumentError: if the encoder does not show which features belong to which input.
+        """
+        known = _by_arithmetic(encoder, inputs, number)
+        if known is not None:
+            return known
+        if all(value.shape[:1] == (number,) for value in _tensors(inputs).values()):
+            return [self._remember(encoder, _slice(inputs, index, number), 1)[0] for index in range(number)]
+        counts = self._remember(encoder, inputs, number)
+        if len(counts) == number:
+            return counts
+        alone = [sum(self._remember(encoder, process_one(index), 1)) for index in range(number)]
+        if sum(alone) != sum(counts):
+            raise ArgumentError(
+                f"{type(freezing.unwrap(encoder.module)).__name__} yields {sum(counts)} features for {number} inputs "
+                f"together but {sum(alone)} one by one; say how many each takes with num_feature_calculation_funcs"
+            )
+        return alone
+
+    def _remember(self, encoder: ModalEncoderModule, inputs: Inputs, number: int) -> list[int]:
+        parts = [encoder.module, encoder.projector, *_callbacks(encoder)]
+        if len(parts) != len(self._parts) or any(a is not b for a, b in zip(parts, self._parts, strict=True)):
+            self._parts, self._remembered = parts, {}
+        key = tuple((name, _identity(value)) for name, value in sorted(inputs.items()))
+        if key not in self._remembered:
+            self._remembered[key] = _ask(encoder, inputs, number)  # type: ignore[assignment]
+        return self._remembered[key]  # type: ignore[return-value]
+
+
+def _by_arithmetic(encoder: ModalEncoderModule, inputs: Inputs, number: int) -> list[int] | None:
+    if any(callback is not None for callback in _callbacks(encoder)):
+        return None
+    if encoder.projector is None or encoder.projector.is_custom:
+        return None
+    module = freezing.unwrap(encoder.module)
+    config = getattr(module, "config", None)
+    main = inputs.get(anatomy.main_input_name(module))
+    grid = inputs.get("grid_thw")
+    if isinstance(grid, Tensor) and grid.shape == (number, 3) and hasattr(module, "spatial_merge_size"):
+        merge = int(module.spatial_merge_size) ** 2  # type: ignore[arg-type]
+        return [int(cells) // merge for cells in grid.prod(-1).tolist()]
+    rule = _ARITHMETIC.get(getattr(config, "model_type", ""))
+    if rule is None or not isinstance(main, Tensor) or main.shape[0] != number:
+        return None
+    return [rule(config, main)] * number
+
+
+def _ask(encoder: ModalEncoderModule, inputs: Inputs, number: int) -> list[int]:
+    """Run the encoder module on `inputs` and read the counts off its features."""
+    with torch.no_grad(), _evaluating(encoder):
+        try:
+            features = _run_on_meta(encoder, inputs)
+        except Exception:  # a module that needs values, or a buffer PyTorch does not know of: run it for real
+            features = _run(encoder, inputs)
+    if isinstance(features, list):
+        return [rows.shape[0] for rows in features]
+    if features.dim() == 3:
+        return [features.shape[1]] * features.shape[0]
+    return [features.shape[0]] if number == 1 else [1] * features.shape[0]
+
+
+def _run_on_meta(encoder: ModalEncoderModule, inputs: Inputs) -> Rows:
+    state = {name: torch.empty_like(value, device="meta") for name, value in _state(encoder)}
+    # Whole numbers are geometry (grids, sizes, masks), which a module may read; pixels and sounds are not.
+    shapes = {
+        name: torch.empty_like(value, device="meta")
+        if isinstance(value, Tensor) and value.is_floating_point()
+        else value
+        for name, value in inputs.items()
+    }
+    return torch.func.functional_call(encoder, state, args=(), kwargs=shapes)  # type: ignore[no-any-return]
+
+
+def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _run(encoder: ModalEncoderModule, inputs: Inputs) -> Rows:
+    device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
+    placed = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in inputs.items()}
+    with torch.random.fork_rng(devices=[]):
+        return encoder(**placed)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, with every submodule's own flag put back afterwards."""
+    flags = [(inner, inner.training) for inner in module.modules()]
+    try:
+        for inner, _ in flags:
+            inner.training = False
+        yield
+    finally:
+        for inner, flag in flags:
+            inner.training = flag
+
+
+def _callbacks(encoder: ModalEncoderModule) -> list[Any]:
+    return [
+        encoder.preprocess_callback,
+        encoder.postprocess_module_callback,
+        encoder.postprocess_projector_callback,
+    ]
+
+
+def _tensors(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+
+
+def _slice(inputs: Inputs, index: int, number: int) -> Inputs:
+    """The arguments of one input."""
+    return {
+        name: value[index : index + 1] if isinstance(value, Tensor | list) and len(value) == number else value
+        for name, value in inputs.items()
+    }
+
+
+def _identity(value: Any) -> Any:
+    """What a count may depend on: the shape of pixels and sounds, the value of everything else."""
+    if not isinstance(value, Tensor):
+        return repr(value)
+    if value.is_floating_point():
+        return tuple(value.shape), value.dtype
+    return tuple(value.shape), value.dtype, value.cpu().numpy().tobytes()

@@ -1,0 +1,129 @@
+"""What trains and what does not; the only file that knows adapters (PEFT, optional).
+
+A part is frozen when none of its parameters requires a gradient. That is read off the parameters each time and kept
+nowhere else, so whatever changes them (PEFT, a user's loop, a loaded checkpoint) is always seen.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+
+def is_frozen(part: nn.Module) -> bool:
+    """Whether `part` has parameters and none of them trains."""
+    parameters = list(part.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+
+
+def freeze(part: nn.Module) -> None:
+    """Stop `part` from training: no gradient kept or computed for it, dropout off."""
+    for parameter in part.parameters():
+        parameter.requires_grad_(False)
+        parameter.grad = None  # a gradient left over would let an optimizer with decay move the weight
+    part.eval()
+
+
+def thaw(part: nn.Module) -> None:
+    """Let `part` train: its adapters where it has some, else all its parameters."""
+    adapters = list(_tuners(part))
+    if not adapters:
+        for parameter in part.parameters():
+            if parameter.is_floating_point() or parameter.is_complex():  # quantised weights have no gradient
+                parameter.requires_grad_(True)
+        return
+    for parameter in part.parameters():
+        parameter.requires_grad_(False)
+    for peft_model in adapters:
+        _thaw_adapters(peft_model)
+
+
+def set_mode(part: nn.Module, mode: bool) -> None:
+    """Switch `part` between training and evaluation mode; a frozen part stays in evaluation mode."""
+    part.train(mode and not is_frozen(part))
+
+
+def unwrap(part: nn.Module) -> nn.Module:
+    """The Hugging Face (or user's own) module inside a part that PEFT may have wrapped."""
+    wrapped: Any = part
+    return wrapped.get_base_model() if _is_peft_model(part) else part  # type: ignore[no-any-return]
+
+
+def adapter_configs(part: nn.Module) -> dict[str, Any]:
+    """The adapters of a PEFT-wrapped part, name to `PeftConfig`; empty for any other part."""
+    wrapped: Any = part
+    return dict(wrapped.peft_config) if _is_peft_model(part) else {}
+
+
+def active_adapters(part: nn.Module) -> list[str]:
+    """The names of the adapters that take part in a PEFT-wrapped part's forward pass."""
+    wrapped: Any = part
+    return list(wrapped.active_adapters) if _is_peft_model(part) else []
+
+
+def wrap(part: nn.Module, folders: Mapping[str, Path], active: list[str]) -> nn.Module:
+    """Wrap `part` with the adapters that saved `adapter_config.json` files describe, without their values.
+
+    Args:
+        part: the unwrapped part.
+        folders: adapter name to the folder of its config.
+        active: the names of the adapters that take part in a forward pass.
+
+    Returns:
+        The wrapped part.
+
+    Raises:
+        ImportError: if the optional package `peft` is not installed.
+    """
+    from peft import PeftConfig, get_peft_model
+
+    wrapped: Any = None
+    for name, folder in folders.items():
+        config = PeftConfig.from_pretrained(str(folder))
+        config.inference_mode = False
+        if wrapped is None:
+            wrapped = get_peft_model(part, config, adapter_name=name)  # type: ignore[arg-type]
+        else:
+            wrapped.add_adapter(name, config)
+    if len(active) == 1:
+        wrapped.set_adapter(active[0])
+    elif active:
+        wrapped.base_model.set_adapter(active)
+    return wrapped  # type: ignore[no-any-return]
+
+
+def _is_peft_model(part: nn.Module) -> bool:
+    peft = sys.modules.get("peft")  # nothing is wrapped by a package that was never imported
+    return peft is not None and isinstance(part, peft.PeftModel)
+
+
+def _tuners(part: nn.Module) -> Iterator[Any]:
+    """The outermost PEFT models at or below `part`."""
+    if _is_peft_model(part):
+        yield part
+        return
+    for child in part.children():
+        yield from _tuners(child)
+
+
+def _thaw_adapters(peft_model: Any) -> None:
+    """Require gradients for exactly what PEFT itself would train."""
+    active = list(peft_model.active_adapters)
+    if any(peft_model.peft_config[name].is_prompt_learning for name in active):
+        for name in active:
+            peft_model.prompt_encoder[name].requires_grad_(True)
+        return
+    tuner = peft_model.base_model
+    tuner.set_adapter(active)  # the adapters' own weights, modules to save, trainable tokens
+    for name in active:
+        bias = getattr(peft_model.peft_config[name], "bias", "none")
+        if bias == "none":
+            continue
+        tuned = {id(module) for module in tuner.modules() if hasattr(module, "base_layer")}
+        for module in tuner.modules():
+            if bias == "all" or id(module) in tuned:
+                own = getattr(module, "base_layer", module)
+                if getattr(own, "bias", None) is not None and isinstance(own.bias, nn.Parameter):
+                    own.bias.requires_grad_(True)

@@ -1,0 +1,67 @@
+"""5b. What generation must be told about a prompt that holds modality tokens.
+
+The language model's own `generate` runs on the merged embeddings. It also reads the prompt's ids, to find padding and
+to penalise repetition, and looks them up in the vocabulary; modality ids may lie beyond it.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def ids_within_vocabulary(
+    input_ids: Tensor, attention_mask: Tensor | None, vocabulary: int, padding: int | None
+) -> Tensor:
+    """The prompt with every id beyond the vocabulary replaced by a token its row has anyway.
+
+    Processors that look at which tokens occurred (repetition penalties) then see the set of tokens they would have
+    seen, and no padding appears where there was none.
+
+    Args:
+        input_ids: (B, S).
+        attention_mask: (B, S) or None.
+        vocabulary: number of logits.
+        padding: the padding id, which is never used as a replacement.
+
+    Returns:
+        (B, S), a new tensor unless nothing was replaced.
+    """
+    beyond = input_ids >= vocabulary
+    if not beyond.any():
+        return input_ids
+    usable = ~beyond if padding is None else ~beyond & (input_ids != padding)
+    if attention_mask is not None and attention_mask.shape == input_ids.shape:
+        usable &= attention_mask.bool()
+    first = input_ids.gather(1, usable.int().argmax(-1, keepdim=True))
+    fallback = torch.full_like(first, 1 if padding == 0 else 0)
+    return torch.where(beyond, torch.where(usable.any(-1, keepdim=True), first, fallback), input_ids)
+
+
+def restore_prompt(generated: Any, input_ids: Tensor) -> Any:
+    """Put the caller's prompt (B, S) back in front of what was generated, a tensor or an output with `sequences`."""
+    sequences = generated if isinstance(generated, Tensor) else generated.sequences
+    copies = sequences.shape[0] // max(input_ids.shape[0], 1)  # beams returned, samples drawn
+    prompt = input_ids.repeat_interleave(copies, dim=0).to(sequences.device)
+    sequences = torch.cat([prompt, sequences[:, input_ids.shape[1] :]], dim=1)
+    if isinstance(generated, Tensor):
+        return sequences
+    generated.sequences = sequences
+    return generated
+
+
+class PromptStreamer:
+    """A streamer that is shown the caller's prompt first, then every new token."""
+
+    def __init__(self, streamer: Any, input_ids: Tensor) -> None:
+        self._streamer = streamer
+        self._prompt: Tensor | None = input_ids
+
+    def put(self, value: Tensor) -> None:
+        """Pass tokens on; the first call carries the prompt."""
+        self._streamer.put(value if self._prompt is None else self._prompt.cpu())
+        self._prompt = None
+
+    def end(self) -> None:
+        """Say that no token follows."""
+        self._streamer.end()

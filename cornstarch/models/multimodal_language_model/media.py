@@ -1,0 +1,194 @@
+"""1a. Media as callers give them -> a flat list of inputs, and how many belong to each sample."""
+
+import inspect
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from transformers.image_utils import load_image
+
+from cornstarch.errors import ArgumentError, MediaError, ModalityMismatchError
+
+# The argument by which a processor takes media, to what they are.
+_KINDS = {
+    "images": "image",
+    "raw_speech": "audio",
+    "audio": "audio",
+    "audios": "audio",
+    "speech": "audio",
+    "videos": "video",
+}
+# How many axes one input has at most, as an array.
+_ARRAY_AXES = {"image": 3, "audio": 1, "video": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Media:
+    """Inputs of one modality over a batch.
+
+    Attributes:
+        argument: the name under which the processor takes them.
+        items: one per input, in the order of their marks.
+        per_sample: how many belong to each sample; None for a flat list, whose i-th item is the i-th mark's.
+        options: further arguments for the processor (`sampling_rate`, ...).
+    """
+
+    argument: str
+    items: list[Any]
+    per_sample: list[int] | None
+    options: dict[str, Any]
+
+    def keep(self, kept: Sequence[int], per_sample: list[int]) -> "Media":
+        """The media with the given items only, which belong to samples as `per_sample` says."""
+        items = [self.items[index] for index in kept]
+        return replace(self, items=items, per_sample=per_sample if self.per_sample is not None else None)
+
+    def arguments(self) -> dict[str, Any]:
+        """The processor's arguments, media flat."""
+        return {**self.options, self.argument: list(self.items)}
+
+    def as_given(self) -> dict[str, Any]:
+        """The processor's arguments, media flat or nested as the caller gave them."""
+        if self.per_sample is None:
+            return self.arguments()
+        rest = iter(self.items)
+        return {**self.options, self.argument: [[next(rest) for _ in range(count)] for count in self.per_sample]}
+
+
+def media_argument(processor: Any) -> str:
+    """The name of a processor's first argument, by which it takes media."""
+    for method in (type(processor).__call__, getattr(type(processor), "preprocess", None)):
+        if method is None:
+            continue
+        names = [name for name, p in inspect.signature(method).parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        if len(names) > 1:
+            return names[1]
+    raise ArgumentError(f"{type(processor).__name__} names no argument by which it takes media")
+
+
+def kind_of(processor: Any) -> str:
+    """What a processor takes: `"image"`, `"audio"`, `"video"` or `"other"`."""
+    return _KINDS.get(media_argument(processor), "other")
+
+
+def read(key: str, processor: Any, given: Any) -> Media:
+    """Media of one modality as given to `MultimodalProcessor`, with images opened.
+
+    Args:
+        key: the modality, for messages.
+        processor: the Hugging Face processor they are for.
+        given: the processor's arguments; never changed.
+
+    Returns:
+        The media, flat.
+
+    Raises:
+        ArgumentError: if the media argument is missing, or lists are nested in some places only.
+        MediaError: if an image cannot be read; it is named.
+    """
+    argument = media_argument(processor)
+    if not isinstance(given, dict) or argument not in given:
+        found = sorted(given) if isinstance(given, dict) else type(given).__name__
+        raise ArgumentError(f"encoder_inputs[{key!r}] must be a dict with {argument!r}, found {found}")
+    kind = _KINDS.get(argument, "other")
+    items, per_sample = _flatten(key, given[argument], kind)
+    if kind == "image":
+        items = [_open_image(key, index, item) for index, item in enumerate(items)]
+    if kind == "audio":
+        items = [np.asarray(item, dtype=np.float32) for item in items]
+    options = {name: value for name, value in given.items() if name != argument}
+    return Media(argument=argument, items=items, per_sample=per_sample, options=options)
+
+
+def pair(key: str, token: str, media: Media | None, marks: list[int]) -> list[int]:
+    """How many inputs each sample takes: as many as it has marks, if they pair.
+
+    Args:
+        key: the modality, for messages.
+        token: its mark.
+        media: the inputs; None if none were given.
+        marks: how many marks each sample has.
+
+    Returns:
+        `marks`.
+
+    Raises:
+        ModalityMismatchError: naming the first sample whose marks and inputs do not pair.
+    """
+    given = media.per_sample if media is not None else None
+    total = len(media.items) if media is not None else 0
+    if given is not None and len(given) != len(marks):
+        raise ModalityMismatchError(f"modality {key!r}: inputs are nested for {len(given)} samples, found {len(marks)}")
+    left = total
+    for sample, count in enumerate(marks):
+        available = given[sample] if given is not None else left
+        last = sample == len(marks) - 1
+        if count > available or (count < available and (given is not None or last)):
+            raise ModalityMismatchError(
+                f"modality {key!r}: sample {sample} has {count} marks {token!r} but {available} inputs"
+                + ("" if given is not None else f" (of {total} in a flat list)")
+            )
+        left -= count
+    return marks
+
+
+def _flatten(key: str, media: Any, kind: str) -> tuple[list[Any], list[int] | None]:
+    if media is None:
+        return [], None
+    if _is_item(media, kind):
+        return [media], None
+    media = list(media)
+    if all(_is_item(entry, kind) for entry in media):
+        return media, None
+    if all(not _is_item(entry, kind) and isinstance(entry, list | tuple | np.ndarray | Tensor) for entry in media):
+        nested = [list(entry) for entry in media]
+        strange = next((item for entry in nested for item in entry if not _is_item(item, kind)), None)
+        if strange is None:
+            return [item for entry in nested for item in entry], [len(entry) for entry in nested]
+        raise ArgumentError(f"modality {key!r}: found {type(strange).__name__} where one {kind} was expected")
+    raise ArgumentError(
+        f"modality {key!r}: inputs must be a flat list, or a list per sample with one list for every sample; "
+        f"found {', '.join(sorted({type(entry).__name__ for entry in media}))} side by side"
+    )
+
+
+def _is_item(value: Any, kind: str) -> bool:
+    """Whether a value is one input, not a list of them."""
+    if isinstance(value, np.ndarray | Tensor):
+        return kind == "other" or value.ndim <= _ARRAY_AXES[kind]
+    if not isinstance(value, list | tuple):
+        return True
+    if not value:
+        return False
+    if kind == "audio":
+        return all(isinstance(number, int | float | np.number) for number in value)
+    return kind == "video" and all(_is_item(frame, "image") for frame in value)
+
+
+def _open_image(key: str, index: int, item: Any) -> Any:
+    """An image that is known to decode: paths, URLs and bytes opened, lazily opened files read to the end."""
+    name = str(item) if isinstance(item, str | Path) else getattr(item, "filename", "") or type(item).__name__
+    try:
+        if isinstance(item, Path):
+            return load_image(Image.open(item))
+        if isinstance(item, str):  # a path, a URL or base64
+            return load_image(Image.open(item)) if os.path.exists(item) else load_image(item)
+        if isinstance(item, bytes):
+            return load_image(Image.open(io.BytesIO(item)))
+        if isinstance(item, Image.Image):
+            item.load()
+            return item
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise MediaError(f"modality {key!r}: image {index} ({name[:200]}) cannot be read: {error}") from error
+    if not isinstance(item, np.ndarray | Tensor):
+        raise MediaError(
+            f"modality {key!r}: image {index} is a {type(item).__name__}; expected a PIL image, an array, a tensor, "
+            "a path, a URL or bytes"
+        )
+    return item

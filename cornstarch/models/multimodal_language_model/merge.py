@@ -1,0 +1,107 @@
+"""4. Merging: pure functions that say where features go, how many there must be, and put them there.
+
+Shapes: B samples, S positions, D embedding width, N features.
+"""
+
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from cornstarch.errors import ModalityMismatchError
+
+IGNORE_INDEX = -100  # the label of positions that carry no loss, as everywhere in PyTorch
+
+
+def flatten_features(features: Tensor | list[Tensor]) -> tuple[Tensor, list[int] | None]:
+    """One row per feature, and how many of them each input yielded.
+
+    Args:
+        features: (inputs, T, D), a list with one (T_i, D) per input, or (N, D) where the inputs' bounds are unknown.
+
+    Returns:
+        (N, D), and the count per input, or None where the bounds are unknown.
+    """
+    if isinstance(features, list):
+        return torch.cat(features), [len(rows) for rows in features]
+    if features.dim() == 2:
+        return features, None
+    return features.flatten(0, 1), [features.shape[1]] * features.shape[0]
+
+
+def check_pairing(key: str, positions: list[int], features: int, per_input: list[int] | None) -> None:
+    """Check that features and positions agree, and that every input's features lie within one sample.
+
+    Args:
+        key: the modality, for the message.
+        positions: how many positions of this modality each sample has.
+        features: how many features the encoder yielded in all.
+        per_input: how many of them each input yielded, None if unknown.
+
+    Raises:
+        ModalityMismatchError: naming the modality, both counts and the first sample that disagrees.
+    """
+    ends = list(accumulate(positions))
+    bounds = {0, *accumulate(per_input)} if per_input is not None else None
+    if sum(positions) == features and (bounds is None or bounds.issuperset(ends)):
+        return
+    sample = next((i for i, end in enumerate(ends) if end > features or (bounds and end not in bounds)), len(ends) - 1)
+    detail = ""
+    if per_input is not None:
+        detail = f"; the {len(per_input)} inputs yield {_shortened(per_input)} features"
+    hint = "" if sum(positions) != features else "; an input's features may not be shared by two samples"
+    raise ModalityMismatchError(
+        f"modality {key!r}: input_ids have {sum(positions)} positions for it, its encoder yielded {features} features; "
+        f"the first sample that disagrees is {sample}, with {positions[sample] if positions else 0} positions"
+        f"{detail}{hint}. Let MultimodalProcessor write the positions, or repeat each token as often as its input "
+        "yields features"
+    )
+
+
+def check_absent(key: str, positions: list[int]) -> None:
+    """Check that a modality without an input has no positions either.
+
+    Args:
+        key: the modality, for the message.
+        positions: how many positions of this modality each sample has.
+
+    Raises:
+        ModalityMismatchError: naming the modality, both counts and the first sample that has positions.
+    """
+    sample = next((index for index, count in enumerate(positions) if count), None)
+    if sample is not None:
+        raise ModalityMismatchError(
+            f"modality {key!r}: input_ids have {sum(positions)} positions for it, but its input is absent (0 features); "
+            f"the first sample that disagrees is {sample}, with {positions[sample]} positions. Pass the encoder's input"
+        )
+
+
+def scatter_features(inputs_embeds: Tensor, mask: Tensor, features: Tensor) -> Tensor:
+    """Put features at the positions of their modality, in order.
+
+    Args:
+        inputs_embeds: (B, S, D).
+        mask: (B, S), True at N positions.
+        features: (N, D), cast to the dtype and device of `inputs_embeds`.
+
+    Returns:
+        (B, S, D), a new tensor through which gradients flow to both.
+    """
+    index = mask.flatten().nonzero().squeeze(-1)
+    rows = features.to(device=inputs_embeds.device, dtype=inputs_embeds.dtype)
+    return inputs_embeds.flatten(0, 1).index_copy(0, index, rows).view_as(inputs_embeds)
+
+
+def mask_labels(labels: Tensor, mask: Tensor) -> Tensor:
+    """Labels (B, S) with positions of a modality (B, S) taken out of the loss."""
+    return labels.masked_fill(mask.to(labels.device), IGNORE_INDEX)
+
+
+def positions_from_mask(attention_mask: Tensor, length: int) -> Tensor:
+    """Position ids (B, length) of the last `length` places of a mask (B, S): padding takes part in no count."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+
+
+def _shortened(counts: list[int]) -> str:
+    shown = ", ".join(str(count) for count in counts[:8])
+    return f"[{shown}{', ...' if len(counts) > 8 else ''}]"

@@ -1,0 +1,662 @@
+"""5. The model: encode, embed, merge, language model, loss, generate.
+
+Shapes: B samples, S positions, D embedding width, V vocabulary.
+"""
+
+import functools
+import inspect
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cornstarch.errors import ArgumentError, ModalityMismatchError
+from cornstarch.models.multimodal_language_model import (
+    anatomy,
+    checkpointing,
+    freezing,
+    generation,
+    merge,
+    routing,
+)
+from cornstarch.models.multimodal_language_model.anatomy import Rows
+from cornstarch.models.multimodal_language_model.configuration import PROJECTION_TYPES, MultimodalConfig
+from cornstarch.models.multimodal_language_model.encoder import Callback, ModalEncoderModule
+
+
+class EncoderMapping(Mapping[str, nn.Module]):
+    """A live view of a model's encoders by modality key: whatever stands at `{key}_encoder` now."""
+
+    def __init__(self, model: nn.Module, keys: tuple[str, ...]) -> None:
+        self._model = model
+        self._keys = keys
+
+    def __getitem__(self, key: str) -> nn.Module:
+        if key not in self._keys:
+            raise KeyError(key)
+        return self._model.get_submodule(f"{key}_encoder")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+class _NamesItsInputs:
+    """Makes a model's `forward` name the arguments of its parts in its signature.
+
+    `transformers.Trainer` keeps the columns of a data set that `inspect.signature(model.forward)` names. Which those
+    are depends on the encoders, so the signature belongs to the instance; the method is the class's as usual.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    def __get__(self, instance: "MultimodalModel | None", owner: type) -> Any:
+        if instance is None:
+            return self._function
+        return MethodType(_naming(self._function, instance._input_names), instance)
+
+
+@functools.lru_cache(maxsize=256)
+def _naming(function: Any, names: tuple[str, ...]) -> Any:
+    @functools.wraps(function)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(self, *args, **kwargs)
+
+    parameters = list(inspect.signature(function).parameters.values())
+    taken = {parameter.name for parameter in parameters}
+    named = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names if name not in taken
+    ]
+    signature = inspect.Signature([*parameters[:-1], *named, parameters[-1]])
+    forward.__signature__ = signature  # type: ignore[attr-defined]
+    return forward
+
+
+class MultimodalModel(PreTrainedModel):  # type: ignore[misc]
+    """Any encoders, a projector each, and one causal language model, called like any `nn.Module`.
+
+    Args:
+        encoders: modality key to encoder; encoders without a projector get one.
+        language_model: a causal language model of Hugging Face's, wrapped by PEFT or not.
+        preprocess_llm_callback: `(inputs) -> inputs`, just before the language model. It is given everything the model
+            was called with, and `inputs_embeds` with the features in place; it may change or add arguments of the
+            language model.
+        init_projector_type: kind of the projectors made here, `"linear"` or `"mlp"`.
+        init_activation: activation of the projectors made here.
+
+    Raises:
+        ArgumentError: for a key that cannot name a submodule, a part of the wrong type, or a projector that does not
+            fit; the message has both sizes.
+    """
+
+    config_class = MultimodalConfig
+    main_input_name = "input_ids"
+    language_model: Any  # a causal language model of Hugging Face's, or a PEFT model around one
+    supports_gradient_checkpointing = True
+
+    def __init__(
+        self,
+        encoders: dict[str, ModalEncoderModule],
+        language_model: nn.Module,
+        preprocess_llm_callback: Callback | None = None,
+        init_projector_type: str = "linear",
+        init_activation: str = "gelu",
+    ) -> None:
+        if init_projector_type not in PROJECTION_TYPES:
+            raise ArgumentError(
+                f"unknown init_projector_type {init_projector_type!r}; known types: {', '.join(PROJECTION_TYPES)}"
+            )
+        _check_parts(encoders, language_model)
+        text_config = getattr(freezing.unwrap(language_model), "config", None)
+        super().__init__(MultimodalConfig({key: encoder.config for key, encoder in encoders.items()}, text_config))
+        self.loss_type = "ForCausalLM"  # Trainer counts a batch's labels by it
+        self._modality_keys = tuple(encoders)
+        width = anatomy.embedding_width(language_model)
+        for key, encoder in encoders.items():
+            if hasattr(self, f"{key}_encoder"):
+                raise ArgumentError(f"the modality key {key!r} would hide an attribute of the model; choose another")
+            try:
+                encoder.make_projector(width, text_config, init_projector_type, init_activation)
+            except ArgumentError as error:
+                raise ArgumentError(f"modality {key!r}: {error}") from None
+            self.add_module(f"{key}_encoder", encoder)
+        self.language_model = language_model
+        self.preprocess_llm_callback = preprocess_llm_callback
+        self.train(language_model.training)  # parts from `from_pretrained` come in evaluation mode
+
+    # --- the parts ----------------------------------------------------------------------------------------------------
+
+    @property
+    def encoders(self) -> EncoderMapping:
+        """Modality key to encoder, live: a wrapper put in a submodule's place is seen."""
+        return EncoderMapping(self, self._modality_keys)
+
+    @property
+    def _modal_encoders(self) -> dict[str, ModalEncoderModule]:
+        """The encoder modules themselves, under whatever wraps them."""
+        found = {}
+        for key, wrapper in self.encoders.items():
+            inner = next((module for module in wrapper.modules() if isinstance(module, ModalEncoderModule)), None)
+            if inner is None:
+                raise ArgumentError(f"{key}_encoder holds no ModalEncoderModule, found {type(wrapper).__name__}")
+            found[key] = inner
+        return found
+
+    @property
+    def _input_names(self) -> tuple[str, ...]:
+        reserved = routing.language_model_names(self.language_model)
+        names = dict.fromkeys(sorted(reserved))
+        for key, encoder in self._modal_encoders.items():
+            names.update(dict.fromkeys(routing.encoder_names(key, encoder, reserved)))
+        return (*(name for name in names if name.isidentifier()), "output_logits")
+
+    @property
+    def modality_token_ids(self) -> dict[str, int]:
+        """Modality key to the id that marks its positions in `input_ids`."""
+        return dict(self.config.modality_token_ids)
+
+    def set_modality_token_ids(self, token_ids: Mapping[str, int]) -> None:
+        """Say which id marks the positions of each modality; ids may lie beyond the embedding table.
+
+        Args:
+            token_ids: modality key to id; keys that are not named keep theirs.
+
+        Raises:
+            ArgumentError: for an unknown key, an id that is no non-negative integer, or an id used twice.
+        """
+        self._check_keys(token_ids, "set_modality_token_ids")
+        for key, token_id in token_ids.items():
+            if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
+                raise ArgumentError(f"modality {key!r}: a token id is a non-negative integer, found {token_id!r}")
+        merged = {**self.config.modality_token_ids, **token_ids}
+        if len(set(merged.values())) != len(merged):
+            raise ArgumentError(f"every modality needs a token id of its own, found {merged}")
+        self.config.modality_token_ids = merged
+
+    # --- what trains --------------------------------------------------------------------------------------------------
+
+    def train(
+        self,
+        first: bool | Mapping[str, tuple[bool, bool]] = True,
+        /,
+        *,
+        mode: bool | None = None,
+        encoders_mode: Mapping[str, tuple[bool, bool]] | None = None,
+        llm_mode: bool | None = None,
+    ) -> "MultimodalModel":
+        """Switch training mode, and say which parts train.
+
+        `train()`, `train(True)`, `train(False)` and `train(mode=...)` switch the mode as everywhere in PyTorch and
+        neither freeze nor thaw: frozen parts stay in evaluation mode. With `encoders_mode` or `llm_mode` the parts
+        named are frozen or thawed. Frozen means no gradient, no optimizer state, dropout off.
+
+        Args:
+            first: the mode, or `encoders_mode`.
+            mode: the mode, as a keyword.
+            encoders_mode: modality key to (encoder trains, projector trains); keys that are not named stay as they
+                are. If it is not given, all encoders and projectors follow `llm_mode`.
+            llm_mode: whether the language model trains; None leaves it as it is.
+
+        Returns:
+            This model.
+
+        Raises:
+            ArgumentError: for an unknown key or a value of the wrong type; nothing is changed then.
+        """
+        switch: Any = first if mode is None else mode
+        if isinstance(first, Mapping):
+            if encoders_mode is not None:
+                raise ArgumentError("encoders_mode was given twice, in first position and as a keyword")
+            encoders_mode, switch = first, True if mode is None else mode
+        self._check_train_arguments(switch, encoders_mode, llm_mode)
+        encoders = self._modal_encoders
+        if encoders_mode is None and llm_mode is not None:
+            encoders_mode = dict.fromkeys(encoders, (llm_mode, llm_mode))
+        for key, (encoder_trains, projector_trains) in (encoders_mode or {}).items():
+            for part in encoders[key].encoder_modules:
+                (freezing.thaw if encoder_trains else freezing.freeze)(part)
+            for part in encoders[key].projector_modules:
+                (freezing.thaw if projector_trains else freezing.freeze)(part)
+        if llm_mode is not None:
+            (freezing.thaw if llm_mode else freezing.freeze)(self.language_model)
+        super().train(switch)
+        freezing.set_mode(self.language_model, switch)
+        return self
+
+    def _check_train_arguments(self, mode: Any, encoders_mode: Any, llm_mode: Any) -> None:
+        if not isinstance(mode, bool):
+            raise ArgumentError(
+                f"train() takes a mode (True or False) or a dict of encoder modes, found {mode!r}; "
+                f"known encoder keys: {', '.join(self._modality_keys) or 'none'}"
+            )
+        if llm_mode is not None and not isinstance(llm_mode, bool):
+            raise ArgumentError(f"llm_mode must be True, False or None, found {llm_mode!r}")
+        if encoders_mode is None:
+            return
+        if not isinstance(encoders_mode, Mapping):
+            raise ArgumentError(f"encoders_mode must be a dict of modality keys, found {encoders_mode!r}")
+        self._check_keys(encoders_mode, "encoders_mode")
+        for key, pair in encoders_mode.items():
+            if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(flag, bool) for flag in pair):
+                raise ArgumentError(f"encoders_mode[{key!r}] must be (encoder, projector) as two bools, found {pair!r}")
+
+    def _check_keys(self, keys: Mapping[str, Any], where: str) -> None:
+        unknown = [key for key in keys if key not in self._modality_keys]
+        if unknown:
+            raise ArgumentError(
+                f"{where}: unknown encoder key {unknown[0]!r}; known keys: {', '.join(self._modality_keys) or 'none'}"
+            )
+
+    # --- forward ------------------------------------------------------------------------------------------------------
+
+    @_NamesItsInputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_outputs: Mapping[str, Any] | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """Encode, merge, and run the language model.
+
+        Args:
+            input_ids: (B, S), with each modality's id at the positions of its features.
+            attention_mask: (B, S) or ready 4-D; what the language model sees, and what positions follow.
+            labels: (B, S); -100 carries no loss. Labels at modality positions are ignored.
+            inputs_embeds: (B, S, D), instead of looking up `input_ids`; with `input_ids` features are still merged.
+            encoder_outputs: modality key to an encoder's output (after its module callback, before its projector),
+                instead of its input.
+            **inputs: encoders' inputs (`pixel_values`, `input_features`, ...), arguments of the language model, and
+                `output_logits=True` to get logits in training mode with labels too.
+
+        Returns:
+            The language model's own output class, with `loss` (None without labels) and `logits` (B, S, V), which are
+            None in training mode with labels.
+
+        Raises:
+            UnknownArgumentError: for a keyword that no part takes.
+            ModalityMismatchError: if positions and features do not pair.
+            ArgumentError: if there is nothing to run on, or `return_dict=False` is asked for.
+        """
+        output_logits = bool(inputs.pop("output_logits", False))
+        if inputs.pop("return_dict", None) is False:
+            raise ArgumentError("return_dict=False is not supported; call .to_tuple() on the output")
+        reserved = routing.language_model_names(self.language_model)
+        prepared = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
+        routed, rest = routing.route(self._modal_encoders, reserved, prepared)
+        routing.refuse_unknown(rest, {*reserved, *self._input_names, "input_ids", "attention_mask"})
+        rest.pop("input_ids", None)
+        features = self._encode(routed, encoder_outputs)
+        inputs_embeds, labels = self._merge(input_ids, inputs_embeds, labels, features)
+
+        arguments = self._with_defaults({**rest, "inputs_embeds": inputs_embeds, "labels": labels})
+        arguments = self._preprocess_llm(arguments, input_ids, inputs)
+        output = self.language_model(**{name: value for name, value in arguments.items() if value is not None})
+        if self.training and labels is not None and not output_logits:
+            output = type(output)(**{name: value for name, value in output.items() if name != "logits"})
+        return output
+
+    def _with_defaults(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Positions that follow the attention mask, and no cache where none is read, unless the caller said else."""
+        taken = anatomy.language_model_arguments(freezing.unwrap(self.language_model)).names
+        mask = arguments.get("attention_mask")
+        if "position_ids" in taken and "position_ids" not in arguments and mask is not None and mask.dim() == 2:
+            length = arguments["inputs_embeds"].shape[1]
+            arguments["position_ids"] = merge.positions_from_mask(mask, length)
+        if "use_cache" in taken and self.training and "past_key_values" not in arguments:
+            arguments.setdefault("use_cache", False)
+        return arguments
+
+    def _encode(self, routed: dict[str, dict[str, Any]], outputs: Mapping[str, Any] | None) -> dict[str, Rows]:
+        """Features of every modality that has an input or a ready encoder output."""
+        outputs = outputs or {}
+        self._check_keys(outputs, "encoder_outputs")
+        features = {}
+        for key, encoder in self.encoders.items():
+            if outputs.get(key) is not None:
+                features[key] = self._modal_encoders[key].project(outputs[key], routed.get(key))
+            elif key in routed:
+                features[key] = encoder(**routed[key])
+        return features
+
+    def _merge(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        labels: Tensor | None,
+        features: Mapping[str, Rows],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embed the text and put features and ignored labels at the modalities' positions."""
+        if input_ids is None:
+            if inputs_embeds is None:
+                raise ArgumentError("forward needs input_ids or inputs_embeds, found neither")
+            if features:
+                raise ModalityMismatchError(
+                    f"inputs of {', '.join(features)} were given without input_ids, which say where they go"
+                )
+            return inputs_embeds, labels
+        token_ids = self.modality_token_ids
+        missing = [key for key in features if key not in token_ids]
+        if missing:
+            raise ModalityMismatchError(
+                f"inputs of {missing[0]!r} were given, but no token id marks its positions: create a "
+                "MultimodalProcessor with this model, or call set_modality_token_ids"
+            )
+        masks = {key: input_ids == token_id for key, token_id in token_ids.items()}
+        if inputs_embeds is None:
+            inputs_embeds = self._embed(input_ids, masks)
+        for key, mask in masks.items():
+            positions = mask.sum(-1).tolist()
+            if key not in features:
+                merge.check_absent(key, positions)
+                continue
+            rows, per_input = merge.flatten_features(features[key])
+            merge.check_pairing(key, positions, rows.shape[0], per_input)
+            if rows.shape[-1] != inputs_embeds.shape[-1]:
+                raise ArgumentError(
+                    f"modality {key!r}: its features have width {rows.shape[-1]}, the language model embeds in width "
+                    f"{inputs_embeds.shape[-1]}"
+                )
+            inputs_embeds = merge.scatter_features(inputs_embeds, mask, rows)
+            labels = labels if labels is None else merge.mask_labels(labels, mask)
+        return inputs_embeds, labels
+
+    def _embed(self, input_ids: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
+        """The language model's embeddings (B, S, D) of `input_ids` with every modality id replaced by 0."""
+        text_ids = input_ids
+        for mask in masks.values():
+            text_ids = text_ids.masked_fill(mask, 0)
+        embedding: Any = self.get_input_embeddings()
+        try:
+            embeds: Tensor = embedding(text_ids)
+        except IndexError:
+            rows = embedding.weight.shape[0]
+            beyond = sorted(set(text_ids[(text_ids >= rows) | (text_ids < 0)].tolist()))
+            raise ArgumentError(
+                f"input_ids hold {beyond[:8]}, outside the embedding table of {rows} rows, and these are no modality "
+                f"ids (known: {self.modality_token_ids or 'none; create a MultimodalProcessor with this model'})"
+            ) from None
+        return embeds
+
+    def _preprocess_llm(
+        self, arguments: dict[str, Any], input_ids: Tensor | None, inputs: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Let the caller's callback see everything and change what the language model gets."""
+        if self.preprocess_llm_callback is None:
+            return arguments
+        context = {name: value for name, value in inputs.items() if name not in arguments}
+        returned = self.preprocess_llm_callback({**context, "input_ids": input_ids, **arguments})
+        dropped = {"input_ids", *context}
+        return {name: value for name, value in returned.items() if name not in dropped}
+
+    # --- generate -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_outputs: Mapping[str, Any] | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """Generate with the language model's own `generate`, on the merged prompt.
+
+        Args:
+            input_ids: (B, S) prompts, left-padded.
+            attention_mask: (B, S).
+            encoder_outputs: as in `forward`.
+            **inputs: encoders' inputs, and everything `transformers.GenerationMixin.generate` takes.
+
+        Returns:
+            (B, S + new) prompt and new tokens, or Hugging Face's generation output with such `sequences`.
+
+        Raises:
+            ArgumentError: if there is no prompt.
+            ModalityMismatchError: if positions and features do not pair.
+        """
+        input_ids = inputs.pop("inputs", None) if input_ids is None else input_ids
+        if input_ids is None:
+            raise ArgumentError("generate needs input_ids")
+        reserved = routing.language_model_names(self.language_model)
+        prepared = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
+        routed, rest = routing.route(self._modal_encoders, reserved, prepared)
+        features = self._encode(routed, encoder_outputs)
+        inputs_embeds, _ = self._merge(input_ids, inputs.get("inputs_embeds"), None, features)
+        arguments = self._preprocess_llm({**rest, "inputs_embeds": inputs_embeds}, input_ids, inputs)
+        if arguments.get("streamer") is not None:
+            arguments["streamer"] = generation.PromptStreamer(arguments["streamer"], input_ids)
+        arguments["input_ids"] = generation.ids_within_vocabulary(
+            input_ids, attention_mask, self._vocabulary, self._padding_id(arguments)
+        )
+        generated = self.language_model.generate(**arguments)
+        return generation.restore_prompt(generated, input_ids)
+
+    @property
+    def _vocabulary(self) -> int:
+        base: Any = freezing.unwrap(self.language_model)
+        head = base.get_output_embeddings()
+        return int((head if head is not None else base.get_input_embeddings()).weight.shape[0])
+
+    def _padding_id(self, arguments: Mapping[str, Any]) -> int | None:
+        config = arguments.get("generation_config") or self.generation_config
+        padding = arguments.get("pad_token_id", getattr(config, "pad_token_id", None))
+        return int(padding) if padding is not None else None
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        """The language model's own; wrappers such as PEFT look for it."""
+        return self.language_model.prepare_inputs_for_generation(*args, **kwargs)
+
+    @property
+    def generation_config(self) -> Any:
+        """The language model's generation config."""
+        return getattr(freezing.unwrap(self.language_model), "generation_config", None)
+
+    @generation_config.setter
+    def generation_config(self, config: Any) -> None:
+        freezing.unwrap(self.language_model).generation_config = config
+
+    # --- what trainers and wrappers ask a Hugging Face model ----------------------------------------------------------
+
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """Whether the loss can be divided by `num_items_in_batch`, so that accumulation changes nothing."""
+        return "num_items_in_batch" in routing.language_model_names(self.language_model)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The language model's dtype; encoders may have another."""
+        return anatomy.parameter_dtype(self.language_model) or torch.get_default_dtype()
+
+    @property
+    def device(self) -> torch.device:
+        """The language model's device."""
+        return next((p.device for p in self.language_model.parameters()), torch.device("cpu"))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's input embedding."""
+        return self.language_model.get_input_embeddings()  # type: ignore[no-any-return]
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's input embedding."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The language model's head."""
+        return self.language_model.get_output_embeddings()  # type: ignore[no-any-return]
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the language model's head."""
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """Resize the language model's table, with its own method; modality tokens never need it."""
+        return self.language_model.resize_token_embeddings(*args, **kwargs)
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Tie what the parts' configs say is tied."""
+        for part in self._hugging_face_parts:
+            part.tie_weights(*args, **kwargs)
+
+    def enable_input_require_grads(self) -> None:
+        """Let the language model's embeddings require a gradient; checkpointing here needs it nowhere."""
+        base: Any = freezing.unwrap(self.language_model)
+        base.enable_input_require_grads()
+
+    def disable_input_require_grads(self) -> None:
+        """Undo `enable_input_require_grads`."""
+        base: Any = freezing.unwrap(self.language_model)
+        base.disable_input_require_grads()
+
+    @property
+    def _hugging_face_parts(self) -> list[PreTrainedModel]:
+        parts = [encoder.module for encoder in self._modal_encoders.values()] + [self.language_model]
+        return [part for part in map(freezing.unwrap, parts) if isinstance(part, PreTrainedModel)]
+
+    # --- gradient checkpointing ---------------------------------------------------------------------------------------
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Recompute layers in the backward pass, in every part that builds a graph, frozen or not.
+
+        Args:
+            gradient_checkpointing_kwargs: for `torch.utils.checkpoint.checkpoint`.
+            **kwargs: `every_n_layers` and `offload`, as in `transformers`.
+
+        Raises:
+            ArgumentError: for `use_reentrant=True`.
+        """
+        options = {**(gradient_checkpointing_kwargs or {}), **kwargs}
+        for encoder in self._modal_encoders.values():
+            checkpointing.enable(encoder.module, **options)
+        checkpointing.enable(self.language_model, **options)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep all activations again."""
+        checkpointing.disable(self)
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """The newer name of `gradient_checkpointing_enable` in `transformers`."""
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
+
+    def activation_checkpointing_disable(self) -> None:
+        """The newer name of `gradient_checkpointing_disable` in `transformers`."""
+        self.gradient_checkpointing_disable()
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether any layer is recomputed in the backward pass."""
+        return checkpointing.is_enabled(self)
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        """The newer name of `is_gradient_checkpointing` in `transformers`."""
+        return self.is_gradient_checkpointing
+
+    # --- saving -------------------------------------------------------------------------------------------------------
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        state_dict: Mapping[str, Tensor] | None = None,
+        is_main_process: bool = True,
+        max_shard_size: int | str = "5GB",
+    ) -> None:
+        """Save weights (safetensors), configs, token ids and what is frozen, so that a former save is never lost.
+
+        Args:
+            save_directory: made if it is not there; files of others in it are left alone.
+            state_dict: what to save instead of `state_dict()`, under the same names.
+            is_main_process: False makes this call do nothing, for all but one process.
+            max_shard_size: bytes, or a string such as `"5GB"`, above which weights are split into several files.
+        """
+        from cornstarch.models.multimodal_language_model import pretrained
+
+        if is_main_process:
+            pretrained.save(self, Path(save_directory), state_dict, max_shard_size)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        save_directory: str | Path,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        *,
+        custom_objects: Mapping[str, Any] | None = None,
+        attn_implementation: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> "MultimodalModel":
+        """Load what `save_pretrained` (or `transformers.Trainer`) saved, in evaluation mode.
+
+        Args:
+            save_directory: the folder.
+            dtype: for all weights; None keeps each as it was saved.
+            device: where the model goes; None is the CPU.
+            custom_objects: the caller's own callbacks, encoders and projectors, by their place in the model, such as
+                `{"vision_encoder.postprocess_module_callback": function}`.
+            attn_implementation: for every part, such as `"sdpa"`.
+            trust_remote_code: run code that came with a part.
+
+        Returns:
+            The model.
+
+        Raises:
+            CheckpointError: if a file is missing or damaged, or something of the caller's own must be given again.
+        """
+        from cornstarch.models.multimodal_language_model import pretrained
+
+        model = pretrained.load(
+            Path(save_directory),
+            dtype=dtype,
+            custom_objects=custom_objects or {},
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+        )
+        return model if device is None else model.to(device)  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_pretrained_multimodal_model(cls, name_or_path: str | Path, **kwargs: Any) -> "MultimodalModel":
+        """Build the model out of a pretrained Hugging Face multimodal model.
+
+        Args:
+            name_or_path: a folder or a name on the hub.
+            **kwargs: for the `from_pretrained` of Hugging Face's class.
+
+        Returns:
+            The model, with the original's weights and token ids.
+
+        Raises:
+            ArgumentError: if the model has a shape that cannot be taken apart.
+        """
+        from cornstarch.models.multimodal_language_model import importing
+
+        return importing.from_hugging_face(name_or_path, **kwargs)
+
+
+def _check_parts(encoders: Any, language_model: Any) -> None:
+    if not isinstance(encoders, Mapping):
+        raise ArgumentError(f"encoders must be a dict of modality key to ModalEncoderModule, found {encoders!r}")
+    for key, encoder in encoders.items():
+        if not isinstance(key, str) or not key.isidentifier():
+            raise ArgumentError(f"a modality key names a submodule, so it must be an identifier, found {key!r}")
+        if not isinstance(encoder, ModalEncoderModule):
+            raise ArgumentError(
+                f"encoders[{key!r}] must be a ModalEncoderModule, found {type(encoder).__name__}; wrap it: "
+                f"ModalEncoderModule({type(encoder).__name__}(...))"
+            )
+    if not isinstance(language_model, nn.Module) or not hasattr(language_model, "get_input_embeddings"):
+        raise ArgumentError(
+            f"language_model must be a Hugging Face causal language model, found {type(language_model).__name__}"
+        )

@@ -1,0 +1,339 @@
+"""6. Saving and loading a model.
+
+    config.json                          what the model is made of, what is frozen, modality token ids
+    model.safetensors                    all weights under the names of `state_dict()`, adapters among them
+      (or model-0000i-of-0000n.safetensors and model.safetensors.index.json)
+    {part}/config.json                   each part's own Hugging Face config
+    language_model/generation_config.json
+    {part}/adapters/{name}/adapter_config.json   PEFT's own description of each adapter
+
+`{part}` is `{key}_encoder` or `language_model`. Nothing is pickled, and no code that a file names is run.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.dynamic_module_utils import custom_object_save, get_class_from_dynamic_module
+from transformers.initialization import no_init_weights
+
+from cornstarch import _files
+from cornstarch.errors import CheckpointError, MissingFileError
+from cornstarch.models.multimodal_language_model import anatomy, callbacks, freezing, library
+from cornstarch.models.multimodal_language_model.configuration import MultimodalProjectorConfig
+from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
+from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
+from cornstarch.models.multimodal_language_model.projector import MultimodalProjector
+
+_CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+_FORMAT = 1
+_CALLBACK_NAMES = ("preprocess_callback", "postprocess_module_callback", "postprocess_projector_callback")
+_STALE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|(\w+_encoder|language_model)/.*")
+
+
+# --- saving -----------------------------------------------------------------------------------------------------------
+
+
+def save(
+    model: MultimodalModel, directory: Path, state_dict: Mapping[str, Tensor] | None, max_shard_size: int | str
+) -> None:
+    """Write a model into a folder; see `MultimodalModel.save_pretrained`."""
+    tensors, aliases = _without_aliases(model.state_dict() if state_dict is None else state_dict)
+    with _files.replacing(directory, "model", lambda name: _STALE.fullmatch(name) is not None) as folder:
+        description = {
+            "model_type": "cornstarch",
+            "architectures": [type(model).__name__],
+            "format": _FORMAT,
+            "transformers_version": transformers.__version__,
+            "encoders": {
+                key: _describe_encoder(encoder, folder / f"{key}_encoder")
+                for key, encoder in model._modal_encoders.items()
+            },
+            "language_model": _describe_part(model.language_model, folder / "language_model"),
+            "preprocess_llm_callback": _describe_callback(model.preprocess_llm_callback),
+            "modality_token_ids": model.modality_token_ids,
+            "trainable": {name: _describe_trainable(part) for name, part in _units(model)},
+            "aliases": aliases,
+        }
+        _write_weights(tensors, folder, max_shard_size)
+        text = json.dumps(description, indent=2, default=str)
+        (folder / _CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def _without_aliases(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Each tensor once, and under which name a tensor that has several was kept (tied weights)."""
+    kept: dict[Any, str] = {}
+    storages: set[int] = set()
+    tensors, aliases = {}, {}
+    for name, tensor in state.items():
+        tensor = tensor.detach()
+        identity = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
+        if tensor.numel() and identity in kept:
+            aliases[name] = kept[identity]
+            continue
+        kept[identity] = name
+        storage = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if storage in storages else tensor.contiguous()
+        storages.add(storage)
+    return tensors, aliases
+
+
+def _write_weights(tensors: dict[str, Tensor], folder: Path, max_shard_size: int | str) -> None:
+    plan = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
+    for name, members in plan.filename_to_tensors.items():
+        save_file({member: tensors[member] for member in members}, folder / name, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _describe_part(part: nn.Module, folder: Path) -> dict[str, Any]:
+    """A part's class, dtype and adapters; its configs are written into `folder`."""
+    base = freezing.unwrap(part)
+    folder.mkdir(parents=True)
+    dtype = anatomy.parameter_dtype(base)
+    description: dict[str, Any] = {"class": library.path_of(type(base)), "dtype": str(dtype).removeprefix("torch.")}
+    if isinstance(base, PreTrainedModel):
+        base.config.save_pretrained(folder)
+        if base._auto_class is not None:  # code that came with the model goes with it
+            custom_object_save(base, folder, config=base.config)
+            description["class"] = f"{type(base).__module__.rpartition('.')[2]}.{type(base).__name__}"
+            description["remote_code"] = True
+        generation = getattr(base, "generation_config", None)
+        if generation is not None and base.can_generate():
+            generation.save_pretrained(folder)
+    adapters = freezing.adapter_configs(part)
+    for name, config in adapters.items():
+        config.save_pretrained(str(folder / "adapters" / name))
+    description["adapters"] = list(adapters)
+    description["active_adapters"] = freezing.active_adapters(part)
+    return description
+
+
+def _describe_encoder(encoder: ModalEncoderModule, folder: Path) -> dict[str, Any]:
+    projector = encoder.projector
+    assert projector is not None, "a model gives every encoder a projector"
+    config = None if projector.is_custom or projector.config is None else projector.config.to_dict()
+    return {
+        **_describe_part(encoder.module, folder),
+        "projector": config,
+        "projector_dtype": str(anatomy.parameter_dtype(projector)).removeprefix("torch."),
+        "additional_args": list(encoder.additional_args),
+        **{name: _describe_callback(getattr(encoder, name)) for name in _CALLBACK_NAMES},
+    }
+
+
+def _describe_callback(callback: Any) -> dict[str, Any] | None:
+    if callback is None:
+        return None
+    return callbacks.describe(callback) or {"custom": getattr(callback, "__qualname__", type(callback).__qualname__)}
+
+
+def _units(model: MultimodalModel) -> Iterator[tuple[str, nn.Module]]:
+    for key, encoder in model._modal_encoders.items():
+        for name, child in encoder.named_children():
+            yield f"{key}_encoder.{name}", child
+    yield "language_model", model.language_model
+
+
+def _describe_trainable(part: nn.Module) -> bool | list[str]:
+    flags = {name: parameter.requires_grad for name, parameter in part.named_parameters()}
+    if len(set(flags.values())) < 2:
+        return not freezing.is_frozen(part)
+    return [name for name, flag in flags.items() if flag]
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+
+def load(
+    directory: Path,
+    *,
+    dtype: torch.dtype | str | None,
+    custom_objects: Mapping[str, Any],
+    attn_implementation: str | None,
+    trust_remote_code: bool,
+) -> MultimodalModel:
+    """Read a model from a folder; see `MultimodalModel.from_pretrained`."""
+    folder = _files.current(directory, "model")
+    if not folder.is_dir():
+        raise MissingFileError(f"{directory} is no folder; expected one that save_pretrained wrote")
+    description = library.read_json(folder / _CONFIG)
+    if description.get("model_type") != "cornstarch" or "language_model" not in description:
+        raise CheckpointError(
+            f"{folder / _CONFIG} is no config of a MultimodalModel (model_type {description.get('model_type')!r}); "
+            "for a multimodal model of Hugging Face's use from_pretrained_multimodal_model"
+        )
+    if description["format"] > _FORMAT:
+        raise CheckpointError(f"{folder} has format {description['format']}, this version reads up to {_FORMAT}")
+    _check_custom_objects(description, custom_objects)
+    wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    options = {"dtype": wanted, "attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
+    with no_init_weights():  # every weight is read below
+        encoders = {
+            key: _build_encoder(key, entry, folder, custom_objects, options)
+            for key, entry in description["encoders"].items()
+        }
+        language_model = _build_part("language_model", description["language_model"], folder, custom_objects, options)
+        callback = _build_callback("preprocess_llm_callback", description["preprocess_llm_callback"], custom_objects)
+        model = MultimodalModel(encoders, language_model, callback)
+    _read_weights(model, folder, description["aliases"], wanted)
+    if description["modality_token_ids"]:
+        model.set_modality_token_ids(description["modality_token_ids"])
+    for name, part in _units(model):
+        trainable = description["trainable"].get(name, True)
+        for parameter_name, parameter in part.named_parameters():
+            wants = trainable if isinstance(trainable, bool) else parameter_name in trainable
+            parameter.requires_grad_(wants and parameter.is_floating_point())
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def _check_custom_objects(description: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Name everything of the caller's own that was not given again, at once."""
+    needed = {}
+    for key, entry in description["encoders"].items():
+        if not entry["class"].startswith("transformers.") and not entry.get("remote_code"):
+            needed[f"{key}_encoder.module"] = entry["class"]
+        if entry["projector"] is None:
+            needed[f"{key}_encoder.projector"] = "a projector"
+        for name in _CALLBACK_NAMES:
+            if entry[name] is not None and "custom" in entry[name]:
+                needed[f"{key}_encoder.{name}"] = entry[name]["custom"]
+    entry = description["preprocess_llm_callback"]
+    if entry is not None and "custom" in entry:
+        needed["preprocess_llm_callback"] = entry["custom"]
+    missing = {name: what for name, what in needed.items() if name not in given}
+    if missing:
+        listed = ", ".join(f"{name!r} ({what})" for name, what in missing.items())
+        raise CheckpointError(
+            f"this model was saved with objects of the caller's own, which are not saved: {listed}. Give them again: "
+            f"from_pretrained(..., custom_objects={{{next(iter(missing))!r}: ...}})"
+        )
+
+
+def _build_encoder(
+    key: str, entry: Mapping[str, Any], folder: Path, custom_objects: Mapping[str, Any], options: Mapping[str, Any]
+) -> ModalEncoderModule:
+    place = f"{key}_encoder"
+    projector = custom_objects.get(f"{place}.projector")
+    if projector is None:
+        config = MultimodalProjectorConfig(**entry["projector"])
+        projector = MultimodalProjector(config).to(options["dtype"] or _dtype(entry["projector_dtype"]))
+    return ModalEncoderModule(
+        _build_part(place, entry, folder, custom_objects, options, custom=f"{place}.module"),
+        projector,
+        entry["additional_args"],
+        *(_build_callback(f"{place}.{name}", entry[name], custom_objects) for name in _CALLBACK_NAMES),
+    )
+
+
+def _build_callback(place: str, entry: Mapping[str, Any] | None, custom_objects: Mapping[str, Any]) -> Any:
+    if place in custom_objects:
+        return custom_objects[place]
+    return None if entry is None else callbacks.build(dict(entry))
+
+
+def _build_part(
+    place: str,
+    entry: Mapping[str, Any],
+    folder: Path,
+    custom_objects: Mapping[str, Any],
+    options: Mapping[str, Any],
+    custom: str | None = None,
+) -> nn.Module:
+    """An encoder or a language model without its weights, adapters in place."""
+    part = custom_objects.get(custom or place)
+    if part is None:
+        cls = _part_class(place, entry, folder, options["trust_remote_code"])
+        config = cls.config_class.from_pretrained(folder / place)
+        attention = options["attn_implementation"]
+        extra = {} if attention is None else {"attn_implementation": attention}
+        part = cls._from_config(config, dtype=options["dtype"] or _dtype(entry["dtype"]), **extra)
+        if (folder / place / "generation_config.json").is_file():
+            part.generation_config = GenerationConfig.from_pretrained(folder / place)
+    if entry["adapters"]:
+        part = freezing.wrap(part, _adapter_folders(folder / place, entry["adapters"]), entry["active_adapters"])
+    return part  # type: ignore[no-any-return]
+
+
+def _adapter_folders(folder: Path, names: list[str]) -> dict[str, Path]:
+    return {name: folder / "adapters" / name for name in names}
+
+
+def _part_class(place: str, entry: Mapping[str, Any], folder: Path, trust_remote_code: bool) -> Any:
+    if not entry.get("remote_code"):
+        cls = library.find_class(entry["class"], place)
+    elif trust_remote_code:
+        cls = get_class_from_dynamic_module(entry["class"], folder / place)
+    else:
+        raise CheckpointError(
+            f"{place} comes with code of its own ({entry['class']}): pass trust_remote_code=True to run it"
+        )
+    if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
+        raise CheckpointError(f"{place}: {entry['class']} is no model class of transformers")
+    return cls
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name, None)
+    return found if isinstance(found, torch.dtype) else torch.get_default_dtype()
+
+
+def _read_weights(model: MultimodalModel, folder: Path, aliases: Mapping[str, str], dtype: torch.dtype | None) -> None:
+    """Give every parameter and buffer its saved value, one file at a time; tied ones become one tensor again."""
+    expected = set(model.state_dict())
+    seen: set[str] = set()
+    for path in _weight_files(folder):
+        tensors = _read_tensors(path, dtype)
+        strange = sorted(tensors.keys() - expected)
+        if strange:
+            raise CheckpointError(f"{path} holds weights that the model does not have: {', '.join(strange[:5])}")
+        try:
+            model.load_state_dict(tensors, strict=False, assign=True)
+        except RuntimeError as error:
+            raise CheckpointError(f"{path} does not fit the model that {_CONFIG} describes: {error}") from error
+        seen |= tensors.keys()
+    for alias, kept in aliases.items():
+        if alias in expected and kept in seen:
+            owner, _, leaf = alias.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, _tensor_at(model, kept))
+            seen.add(alias)
+    missing = sorted(expected - seen)
+    if missing:
+        raise CheckpointError(
+            f"{folder} is incomplete: no weights for {', '.join(missing[:5])} ({len(missing)} in all)"
+        )
+
+
+def _tensor_at(model: nn.Module, name: str) -> Any:
+    owner, _, leaf = name.rpartition(".")
+    return getattr(model.get_submodule(owner), leaf)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if not (folder / _INDEX).is_file():
+        return [folder / _WEIGHTS]
+    index = library.read_json(folder / _INDEX)
+    return [folder / name for name in sorted(set(index["weight_map"].values()))]
+
+
+def _read_tensors(path: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except FileNotFoundError:
+        raise MissingFileError(f"{path} is not there: the save it belongs to is incomplete") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if dtype is None:
+        return tensors
+    return {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}

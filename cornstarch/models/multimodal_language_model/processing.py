@@ -1,0 +1,527 @@
+"""1. The processor: text and media -> `input_ids` and encoder inputs, so that text and model agree on positions."""
+
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
+
+from cornstarch import _files
+from cornstarch.errors import ArgumentError, CheckpointError, MissingFileError, UnknownArgumentError
+from cornstarch.models.multimodal_language_model import library, media, routing
+from cornstarch.models.multimodal_language_model.feature_counts import FeatureCounter
+from cornstarch.models.multimodal_language_model.media import Media
+from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
+
+CountFunction = Callable[[dict[str, Any], Any], int | list[int] | list[list[int]]]
+_FILE = "multimodal_processor.json"
+
+
+class MultimodalProcessor:
+    """One call from text and media to what `MultimodalModel` takes: `model(**processor(...))` always works.
+
+    In the text, a mark (`<key>`, or `predefined_tokens[key]`) stands for one input. Each mark is repeated as often as
+    its input yields features after the whole `ModalEncoderModule`, callbacks and projector included.
+
+    Args:
+        encoder_processors: modality key to Hugging Face image or video processor, or feature extractor.
+        llm_tokenizer: the language model's tokenizer; the marks are added to it as special tokens.
+        model: the model, which is told the marks' ids and asked how many features inputs yield.
+        num_feature_calculation_funcs: modality key to `(inputs, outputs) -> counts`: what the encoder's processor was
+            given and returned, to an int (the same for every input), a list (per input) or a list of lists (per
+            sample). A key without one is counted by asking the model.
+        predefined_tokens: modality key to the mark to use instead of `<key>`.
+
+    Raises:
+        ArgumentError: for a key the model does not have, or one mark for two modalities.
+    """
+
+    def __init__(
+        self,
+        encoder_processors: Mapping[str, Any],
+        llm_tokenizer: PreTrainedTokenizerBase,
+        model: MultimodalModel,
+        num_feature_calculation_funcs: Mapping[str, CountFunction] | None = None,
+        predefined_tokens: Mapping[str, str] | None = None,
+    ) -> None:
+        for name, keys in (
+            ("encoder_processors", encoder_processors),
+            ("num_feature_calculation_funcs", num_feature_calculation_funcs or {}),
+            ("predefined_tokens", predefined_tokens or {}),
+        ):
+            unknown = [key for key in keys if key not in model.encoders]
+            if unknown:
+                raise ArgumentError(
+                    f"{name}: unknown encoder key {unknown[0]!r}; the model's keys: {', '.join(model.encoders)}"
+                )
+        self.encoder_processors = dict(encoder_processors)
+        self.llm_tokenizer = llm_tokenizer
+        self.num_feature_calculation_funcs = dict(num_feature_calculation_funcs or {})
+        self.tokens = {key: (predefined_tokens or {}).get(key, f"<{key}>") for key in model.encoders}
+        if len(set(self.tokens.values())) != len(self.tokens):
+            raise ArgumentError(f"every modality needs a mark of its own, found {self.tokens}")
+        self._model = model
+        self._counters = {key: FeatureCounter() for key in model.encoders}
+        _add_special_tokens(llm_tokenizer, list(self.tokens.values()))
+        self.token_ids: dict[str, int] = {
+            key: int(llm_tokenizer.convert_tokens_to_ids(token)) for key, token in self.tokens.items()
+        }
+        model.set_modality_token_ids(self.token_ids)
+
+    def __call__(
+        self,
+        encoder_inputs: Mapping[str, Mapping[str, Any] | None] | None = None,
+        llm_inputs: Mapping[str, Any] | None = None,
+        return_tensors: str | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Process a batch.
+
+        Args:
+            encoder_inputs: modality key to its processor's arguments (`{"images": [...]}`). Media as a flat list (the
+                i-th mark over the batch is the i-th input) or nested, one list per sample.
+            llm_inputs: the tokenizer's arguments, with `text` a string or a list of them.
+            return_tensors: `"pt"`, `"np"`, or None for lists.
+            **kwargs: go to whichever processor, or the tokenizer, takes them.
+
+        Returns:
+            `input_ids`, `attention_mask` and each encoder's tensors, and nothing that no part of the model takes. An
+            encoder's argument whose name the language model or another encoder has too goes as `{key}_{name}`.
+
+        Raises:
+            ArgumentError: for arguments that cannot be used.
+            UnknownArgumentError: for a keyword that neither a processor nor the tokenizer takes.
+            ModalityMismatchError: if marks and inputs do not pair, naming the sample.
+            MediaError: if an image cannot be read, naming it.
+        """
+        text_options, shared = self._share(kwargs)
+        text_options |= dict(llm_inputs or {})
+        return_tensors = text_options.pop("return_tensors", None) if return_tensors is None else return_tensors
+        if return_tensors not in ("pt", "np", None):
+            raise ArgumentError(f"return_tensors must be 'pt', 'np' or None, found {return_tensors!r}")
+        inputs = self._read_media(encoder_inputs or {}, shared)
+        samples = Samples.tokenize(self.llm_tokenizer, text_options)
+
+        tensors: dict[str, dict[str, Any]] = {}
+        while True:
+            counts: dict[str, list[int]] = {}
+            for key, token in self.tokens.items():
+                media.pair(key, token, inputs.get(key), samples.marks(self.token_ids[key]))
+                if key in inputs and inputs[key].items:
+                    tensors[key], counts[key] = self._encode(key, inputs[key])
+            kept = samples.truncate({self.token_ids[key]: per_input for key, per_input in counts.items()})
+            if all(len(kept[self.token_ids[key]][0]) == len(counts[key]) for key in counts):
+                break
+            # Inputs fell off the end: what is left may be padded to another size, so it is processed anew.
+            inputs = {key: inputs[key].keep(*kept[self.token_ids[key]]) for key in counts}
+            tensors = {}
+        data = samples.expand({self.token_ids[key]: per_input for key, per_input in counts.items()})
+        return self._batch(data, tensors, return_tensors)
+
+    # --- media --------------------------------------------------------------------------------------------------------
+
+    def _read_media(
+        self, encoder_inputs: Mapping[str, Mapping[str, Any] | None], shared: Mapping[str, dict[str, Any]]
+    ) -> dict[str, Media]:
+        unknown = [key for key in encoder_inputs if key not in self.encoder_processors]
+        if unknown:
+            raise ArgumentError(
+                f"encoder_inputs: no processor for {unknown[0]!r}; known keys: {', '.join(self.encoder_processors)}"
+            )
+        return {
+            key: media.read(key, self.encoder_processors[key], {**shared[key], **given})
+            for key, given in encoder_inputs.items()
+            if given is not None
+        }
+
+    def _encode(self, key: str, inputs: Media) -> tuple[dict[str, Any], list[int]]:
+        """An encoder's arguments for a batch of inputs, and how many features each input yields."""
+        outputs = self._process(key, inputs.arguments())
+        taken = self._taken(key, outputs)
+        function = self.num_feature_calculation_funcs.get(key)
+        if function is not None:
+            counts = _as_counts(key, function(inputs.as_given(), outputs), inputs)
+        else:
+
+            def process_one(index: int) -> dict[str, Any]:
+                return self._taken(key, self._process(key, inputs.keep([index], [1]).arguments()))
+
+            encoder = self._model._modal_encoders[key]
+            counts = self._counters[key].count(encoder, self._inner(key, taken), len(inputs.items), process_one)
+        return taken, counts
+
+    def _process(self, key: str, arguments: dict[str, Any]) -> Any:
+        return self.encoder_processors[key](**{**arguments, "return_tensors": "pt"})
+
+    def _taken(self, key: str, outputs: Any) -> dict[str, Any]:
+        """What of a processor's output the encoder takes, under the processor's names."""
+        names = set(routing.encoder_names(key, self._model._modal_encoders[key], frozenset()))
+        return {name: value for name, value in outputs.items() if name in names}
+
+    def _inner(self, key: str, taken: Mapping[str, Any]) -> dict[str, Any]:
+        """The same under the names that the encoder's forward uses."""
+        names = routing.encoder_names(key, self._model._modal_encoders[key], frozenset())
+        return {names[name]: value for name, value in taken.items()}
+
+    # --- text ---------------------------------------------------------------------------------------------------------
+
+    def _share(self, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """Keywords for the tokenizer, and for each encoder's processor, each given what it takes."""
+        takers = {key: _keywords(processor) for key, processor in self.encoder_processors.items()}
+        text = _keywords(self.llm_tokenizer)
+        for name in kwargs:
+            if name not in text and not any(name in names for names in takers.values()):
+                raise UnknownArgumentError(f"neither a processor nor the tokenizer takes the argument {name!r}")
+        return (
+            {name: value for name, value in kwargs.items() if name in text},
+            {key: {n: value for n, value in kwargs.items() if n in names} for key, names in takers.items()},
+        )
+
+    # --- the batch ----------------------------------------------------------------------------------------------------
+
+    def _batch(
+        self, text: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Any]], return_tensors: str | None
+    ) -> BatchFeature:
+        encoders = self._model._modal_encoders
+        reserved = routing.language_model_names(self._model.language_model)
+        shared = routing.shared_names(encoders, reserved)
+        data = {name: value for name, value in text.items() if name in reserved}
+        for key, outputs in tensors.items():
+            extra = encoders[key].additional_args
+            for name, value in outputs.items():
+                plain = (name not in reserved or name in extra) and name not in shared
+                data[name if plain else f"{key}_{name}"] = _converted(value, return_tensors)
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    # --- the tokenizer's side -----------------------------------------------------------------------------------------
+
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
+        """The tokenizer's `decode`."""
+        return self.llm_tokenizer.decode(*args, **kwargs)
+
+    def batch_decode(self, *args: Any, **kwargs: Any) -> Any:
+        """The tokenizer's `batch_decode`."""
+        return self.llm_tokenizer.batch_decode(*args, **kwargs)
+
+    def apply_chat_template(self, conversation: Any, *args: Any, tokenize: bool = False, **kwargs: Any) -> Any:
+        """The tokenizer's `apply_chat_template`, with media parts of typed content written as marks.
+
+        Args:
+            conversation: messages, or a list of conversations. Content is a string, or a list of parts such as
+                `{"type": "text", "text": ...}` and `{"type": key}`; where only one modality has a processor for
+                images, videos or audio, `"image"`, `"video"` and `"audio"` stand for it too.
+            *args: passed on.
+            tokenize: whether to return ids instead of text; ids hold one id per mark.
+            **kwargs: passed on.
+
+        Returns:
+            The text to give to the processor, or what the tokenizer returns with `tokenize=True`.
+
+        Raises:
+            ArgumentError: for a part whose type names no modality.
+        """
+        marks = {**_marks_by_kind(self.encoder_processors, self.tokens), **self.tokens}
+        written = [_with_marks(entry, marks) for entry in conversation]
+        return self.llm_tokenizer.apply_chat_template(written, *args, tokenize=tokenize, **kwargs)
+
+    # --- saving -------------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Save the tokenizer, every encoder's processor and the marks; a former save stays whole until it is done.
+
+        Args:
+            save_directory: made if it is not there; may be a model's.
+        """
+
+        def is_stale(name: str) -> bool:
+            return name == _FILE or name.startswith("processors/")
+
+        with _files.replacing(Path(save_directory), "processor", is_stale) as folder:
+            self.llm_tokenizer.save_pretrained(folder)
+            for key, processor in self.encoder_processors.items():
+                processor.save_pretrained(folder / "processors" / key)
+            description = {
+                "format": 1,
+                "encoder_processors": {key: library.path_of(type(p)) for key, p in self.encoder_processors.items()},
+                "tokens": self.tokens,
+                "num_feature_calculation_funcs": sorted(self.num_feature_calculation_funcs),
+            }
+            (folder / _FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        save_directory: str | Path,
+        model: MultimodalModel,
+        num_feature_calculation_funcs: Mapping[str, CountFunction] | None = None,
+        encoder_processors: Mapping[str, Any] | None = None,
+        trust_remote_code: bool = False,
+    ) -> "MultimodalProcessor":
+        """Load what `save_pretrained` saved, for a model.
+
+        Args:
+            save_directory: the folder.
+            model: the model it is for.
+            num_feature_calculation_funcs: the caller's own counting functions, which are not saved.
+            encoder_processors: processors that are no classes of `transformers`, which are not loaded.
+            trust_remote_code: run code that came with the tokenizer.
+
+        Returns:
+            The processor.
+
+        Raises:
+            CheckpointError: if a file is missing or damaged, or something of the caller's own must be given again.
+        """
+        folder = _files.current(Path(save_directory), "processor")
+        description = library.read_json(folder / _FILE)
+        functions = dict(num_feature_calculation_funcs or {})
+        missing = [key for key in description["num_feature_calculation_funcs"] if key not in functions]
+        if missing:
+            raise CheckpointError(
+                f"{folder} was saved with a counting function of the caller's own for {', '.join(missing)}: pass it "
+                "again as num_feature_calculation_funcs"
+            )
+        processors = dict(encoder_processors or {})
+        for key, path in description["encoder_processors"].items():
+            if key not in processors:
+                place = folder / "processors" / key
+                if not place.is_dir():
+                    raise MissingFileError(f"{folder} is incomplete: {place.relative_to(folder)} is not there")
+                processors[key] = library.find_class(path, f"encoder_processors[{key!r}]").from_pretrained(place)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return cls(processors, tokenizer, model, functions, description["tokens"])
+
+
+class Samples:
+    """Tokenised text of a batch, one mark per input, and what it becomes once inputs are counted."""
+
+    def __init__(self, tokenizer: Any, fields: dict[str, list[list[Any]]], text: list[str], options: dict[str, Any]):
+        self._tokenizer = tokenizer
+        self._fields = fields
+        self._text = text
+        self._options = options
+
+    @classmethod
+    def tokenize(cls, tokenizer: Any, options: dict[str, Any]) -> "Samples":
+        """Tokenise without padding or truncation, which must know how long inputs are.
+
+        Args:
+            tokenizer: the language model's.
+            options: its arguments, `text` among them.
+
+        Returns:
+            The samples.
+
+        Raises:
+            ArgumentError: if there is no text, or an option has no meaning once marks are repeated.
+        """
+        options = dict(options)
+        text = options.pop("text", None)
+        if text is None or not (isinstance(text, str) or all(isinstance(entry, str) for entry in text)):
+            raise ArgumentError("llm_inputs must hold `text`, a string or a list of strings")
+        text = [text] if isinstance(text, str) else list(text)
+        for name in ("return_overflowing_tokens", "text_pair", "text_target", "is_split_into_words", "stride"):
+            if options.get(name):
+                raise ArgumentError(f"{name} is not supported: its result has no meaning once marks are repeated")
+        later = ("padding", "truncation", "max_length", "pad_to_multiple_of", "padding_side")
+        tokens_only = {name: value for name, value in options.items() if name not in later}
+        encoded = tokenizer(text, padding=False, truncation=False, **tokens_only)
+        fields = {
+            name: [list(row) for row in rows]
+            for name, rows in encoded.items()
+            if name in (*tokenizer.model_input_names, "special_tokens_mask")
+        }
+        return cls(tokenizer, fields, text, {**options, "tokens_only": tokens_only})
+
+    @property
+    def _ids(self) -> list[list[int]]:
+        return self._fields["input_ids"]
+
+    def marks(self, token_id: int) -> list[int]:
+        """How many marks of a modality each sample has."""
+        return [row.count(token_id) for row in self._ids]
+
+    def truncate(self, counts: Mapping[int, list[int]]) -> dict[int, tuple[list[int], list[int]]]:
+        """Cut samples to the length asked for, never through an input's positions.
+
+        Args:
+            counts: mark id to how many positions each input takes.
+
+        Returns:
+            Mark id to which inputs are left, and how many of them in each sample.
+        """
+        widths, owners = self._widths(counts)
+        limit = self._limit()
+        kept: dict[int, tuple[list[int], list[int]]] = {token_id: ([], []) for token_id in counts}
+        for sample, ids in enumerate(self._ids):
+            chosen = list(range(len(ids)))
+            if limit is not None and sum(widths[sample]) > limit:
+                chosen = self._choose(sample, widths[sample], limit)
+            for token_id, (inputs, per_sample) in kept.items():
+                left = [owners[sample][place] for place in chosen if ids[place] == token_id]
+                inputs.extend(owner for owner in left if owner is not None)
+                per_sample.append(len(left))
+            for rows in self._fields.values():
+                rows[sample] = [rows[sample][place] for place in chosen]
+        return kept
+
+    def expand(self, counts: Mapping[int, list[int]]) -> dict[str, Any]:
+        """Repeat marks as often as their inputs yield features, and pad.
+
+        Args:
+            counts: mark id to how many positions each input takes.
+
+        Returns:
+            `input_ids`, `attention_mask` and what else the tokenizer gives, one list per sample.
+        """
+        widths, _ = self._widths(counts)
+        expanded = {
+            name: [_repeated(row, row_widths) for row, row_widths in zip(rows, widths, strict=True)]
+            for name, rows in self._fields.items()
+        }
+        if not self._ids:
+            return expanded
+        names = ("padding", "max_length", "pad_to_multiple_of", "padding_side")
+        padding = {name: self._options[name] for name in names if self._options.get(name) is not None}
+        if padding.get("padding") in (None, False, "do_not_pad"):
+            return expanded
+        return dict(self._tokenizer.pad(expanded, **padding))
+
+    def _widths(self, counts: Mapping[int, list[int]]) -> tuple[list[list[int]], list[list[int | None]]]:
+        """For every token, how many positions it takes and which input, if any, it stands for."""
+        following = dict.fromkeys(counts, 0)
+        widths: list[list[int]] = []
+        owners: list[list[int | None]] = []
+        for ids in self._ids:
+            widths.append([])
+            owners.append([])
+            for token_id in ids:
+                if token_id in counts:
+                    owner = following[token_id]
+                    following[token_id] += 1
+                    widths[-1].append(counts[token_id][owner])
+                    owners[-1].append(owner)
+                else:
+                    widths[-1].append(1)
+                    owners[-1].append(None)
+        return widths, owners
+
+    def _limit(self) -> int | None:
+        truncation = self._options.get("truncation")
+        if truncation in (None, False, "do_not_truncate"):
+            return None
+        if truncation not in (True, "longest_first"):
+            raise ArgumentError(f"truncation must be True or False, found {truncation!r}")
+        limit = self._options.get("max_length") or self._tokenizer.model_max_length
+        return int(limit) if limit < 10**9 else None  # tokenizers without a limit state an enormous one
+
+    def _choose(self, sample: int, widths: list[int], limit: int) -> list[int]:
+        """Which tokens of a sample stay: special tokens around the text, and as much of the text as fits whole."""
+        before, after = self._special(sample)
+        body = list(range(before, len(widths) - after))
+        room = limit - before - after
+        from_left = self._tokenizer.truncation_side == "left"
+        stay = []
+        for place in reversed(body) if from_left else body:
+            if widths[place] > room:
+                break
+            room -= widths[place]
+            stay.append(place)
+        return [*range(before), *sorted(stay), *range(len(widths) - after, len(widths))]
+
+    def _special(self, sample: int) -> tuple[int, int]:
+        """How many tokens the tokenizer puts before and after a text."""
+        ids = self._ids[sample]
+        plain = {**self._options["tokens_only"], "add_special_tokens": False}
+        body = list(self._tokenizer(self._text[sample], padding=False, truncation=False, **plain)["input_ids"])
+        for before in range(len(ids) - len(body) + 1):
+            if ids[before : before + len(body)] == body:
+                return before, len(ids) - len(body) - before
+        return 0, 0
+
+
+def _add_special_tokens(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> None:
+    """Make `tokens` special, keeping the special tokens that are there."""
+    known = set(tokenizer.all_special_tokens)
+    new = [token for token in tokens if token not in known]
+    if new:
+        tokenizer.add_special_tokens({"extra_special_tokens": new}, replace_extra_special_tokens=False)
+
+
+def _repeated(row: list[Any], widths: list[int]) -> list[Any]:
+    return [value for value, width in zip(row, widths, strict=True) for _ in range(width)]
+
+
+def _keywords(processor: Any) -> set[str]:
+    """Every keyword that a Hugging Face processor or tokenizer takes by name."""
+    names: set[str] = set(getattr(getattr(processor, "valid_kwargs", None), "__annotations__", {}))
+    for method in (type(processor).__call__, getattr(type(processor), "preprocess", None)):
+        if method is not None:
+            parameters = inspect.signature(method).parameters.values()
+            names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return names - {"self", "return_tensors"}
+
+
+def _as_counts(key: str, counts: Any, inputs: Media) -> list[int]:
+    """What a counting function returned, as one count per input."""
+    number = len(inputs.items)
+    if isinstance(counts, np.ndarray | Tensor):
+        counts = counts.tolist()
+    if _is_count(counts):
+        return [int(counts)] * number
+    if isinstance(counts, Sequence) and counts and all(isinstance(c, Sequence | np.ndarray | Tensor) for c in counts):
+        if inputs.per_sample is not None and [len(c) for c in counts] != inputs.per_sample:
+            raise ArgumentError(
+                f"num_feature_calculation_funcs[{key!r}] counted {[len(c) for c in counts]} inputs per sample, "
+                f"expected {inputs.per_sample}"
+            )
+        counts = [count for sample in counts for count in sample]
+    if not isinstance(counts, Sequence) or len(counts) != number or not all(_is_count(count) for count in counts):
+        raise ArgumentError(
+            f"num_feature_calculation_funcs[{key!r}] must return an int, a list with one int for each of the {number} "
+            f"inputs, or one such list per sample, found {counts!r}"
+        )
+    return [int(count) for count in counts]
+
+
+def _is_count(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_floating_point()
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 0)
+
+
+def _converted(value: Any, return_tensors: str | None) -> Any:
+    if not isinstance(value, Tensor) or return_tensors == "pt":
+        return value
+    array = value.to(torch.float32).numpy() if value.dtype is torch.bfloat16 else value.numpy()
+    return array if return_tensors == "np" else list(array)
+
+
+def _marks_by_kind(processors: Mapping[str, Any], tokens: Mapping[str, str]) -> dict[str, str]:
+    """`image`, `video` and `audio` to a mark, where only one modality is of that kind."""
+    by_kind: dict[str, list[str]] = {}
+    for key, processor in processors.items():
+        by_kind.setdefault(media.kind_of(processor), []).append(tokens[key])
+    return {kind: marks[0] for kind, marks in by_kind.items() if len(marks) == 1}
+
+
+def _with_marks(entry: Any, marks: Mapping[str, str]) -> Any:
+    """A message (or a conversation of them) whose typed content is one string."""
+    if isinstance(entry, Sequence) and not isinstance(entry, str):
+        return [_with_marks(message, marks) for message in entry]
+    if not isinstance(entry, Mapping) or isinstance(entry.get("content"), str | None):
+        return entry
+    written = []
+    for part in entry["content"]:
+        if part.get("type") == "text":
+            written.append(part["text"])
+        elif part.get("type") in marks:
+            written.append(marks[part["type"]])
+        else:
+            raise ArgumentError(f"content of type {part.get('type')!r}: known types are text, {', '.join(marks)}")
+    return {**entry, "content": "".join(written)}

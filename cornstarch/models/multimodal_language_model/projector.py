@@ -1,0 +1,46 @@
+"""3. The projector: features of an encoder -> vectors of the language model's embedding space."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from cornstarch.errors import ArgumentError
+from cornstarch.models.multimodal_language_model import anatomy
+from cornstarch.models.multimodal_language_model.configuration import MultimodalProjectorConfig
+
+
+class MultimodalProjector(nn.Module):
+    """A projection built from a config, or the caller's own module.
+
+    Args:
+        config: what to build; may be None only with `projection`.
+        projection: a module from (..., encoder width) to (..., embedding width); wrapped as it is.
+
+    Raises:
+        ArgumentError: if neither is given, or the config does not state both widths.
+    """
+
+    def __init__(self, config: MultimodalProjectorConfig | None, projection: nn.Module | None = None) -> None:
+        super().__init__()
+        if projection is None and config is None:
+            raise ArgumentError("MultimodalProjector needs a MultimodalProjectorConfig or a projection module")
+        self.config = config
+        self.is_custom = projection is not None
+        self.projection: Any = projection if projection is not None else _build(config)  # type: ignore[arg-type]
+
+    @property
+    def widths(self) -> tuple[int | None, int | None]:
+        """Input and output width, each None where a module of the caller's own does not show it."""
+        return anatomy.linear_widths(self.projection)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Project hidden states (..., encoder width) to (..., embedding width); further arguments pass through."""
+        return self.projection(hidden_states, *args, **kwargs)
+
+
+def _build(config: MultimodalProjectorConfig) -> nn.Module:
+    first = nn.Linear(config.in_features, config.out_features)
+    if config.projection_type == "linear":
+        return first
+    return nn.Sequential(first, ACT2FN[config.activation], nn.Linear(config.out_features, config.out_features))
