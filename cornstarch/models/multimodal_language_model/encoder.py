@@ -85,12 +85,11 @@ class ModalEncoderModule(nn.Module):
         candidates = (self.projector, self.postprocess_projector_callback)
         return [candidate for candidate in candidates if isinstance(candidate, nn.Module)]
 
-    def make_projector(self, width: int, text_config: Any, projection_type: str, activation: str) -> None:
+    def make_projector(self, width: int, projection_type: str, activation: str) -> None:
         """Make the projector if there is none, and check that it fits on both sides.
 
         Args:
             width: the language model's embedding width.
-            text_config: the language model's config, kept with a projector that is made here.
             projection_type: kind of projector to make.
             activation: its activation.
 

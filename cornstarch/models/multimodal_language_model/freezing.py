@@ -14,8 +14,12 @@ from torch import nn
 
 def is_frozen(part: nn.Module) -> bool:
     """Whether `part` has parameters and none of them trains."""
-    parameters = list(part.parameters())
-    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+    has_parameters = False
+    for parameter in part.parameters():
+        if parameter.requires_grad:
+            return False
+        has_parameters = True
+    return has_parameters
 
 
 def freeze(part: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""5b. What generation must be told about a prompt that holds modality tokens.
+"""5c. What generation must be told about a prompt that holds modality tokens.
 
 The language model's own `generate` runs on the merged embeddings. It also reads the prompt's ids, to find padding and
 to penalise repetition, and looks them up in the vocabulary; modality ids may lie beyond it.

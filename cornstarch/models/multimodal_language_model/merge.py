@@ -71,7 +71,7 @@ def check_absent(key: str, positions: list[int]) -> None:
     sample = next((index for index, count in enumerate(positions) if count), None)
     if sample is not None:
         raise ModalityMismatchError(
-            f"modality {key!r}: input_ids have {sum(positions)} positions for it, but its input is absent (0 features); "
+            f"modality {key!r}: input_ids have {sum(positions)} positions for it, its input is absent (0 features); "
             f"the first sample that disagrees is {sample}, with {positions[sample]} positions. Pass the encoder's input"
         )
 

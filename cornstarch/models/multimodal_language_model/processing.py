@@ -17,6 +17,7 @@ from cornstarch.models.multimodal_language_model import library, media, routing
 from cornstarch.models.multimodal_language_model.feature_counts import FeatureCounter
 from cornstarch.models.multimodal_language_model.media import Media
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
+from cornstarch.models.multimodal_language_model.text import Samples
 
 CountFunction = Callable[[dict[str, Any], Any], int | list[int] | list[list[int]]]
 _FILE = "multimodal_processor.json"
@@ -297,164 +298,12 @@ class MultimodalProcessor:
         return cls(processors, tokenizer, model, functions, description["tokens"])
 
 
-class Samples:
-    """Tokenised text of a batch, one mark per input, and what it becomes once inputs are counted."""
-
-    def __init__(self, tokenizer: Any, fields: dict[str, list[list[Any]]], text: list[str], options: dict[str, Any]):
-        self._tokenizer = tokenizer
-        self._fields = fields
-        self._text = text
-        self._options = options
-
-    @classmethod
-    def tokenize(cls, tokenizer: Any, options: dict[str, Any]) -> "Samples":
-        """Tokenise without padding or truncation, which must know how long inputs are.
-
-        Args:
-            tokenizer: the language model's.
-            options: its arguments, `text` among them.
-
-        Returns:
-            The samples.
-
-        Raises:
-            ArgumentError: if there is no text, or an option has no meaning once marks are repeated.
-        """
-        options = dict(options)
-        text = options.pop("text", None)
-        if text is None or not (isinstance(text, str) or all(isinstance(entry, str) for entry in text)):
-            raise ArgumentError("llm_inputs must hold `text`, a string or a list of strings")
-        text = [text] if isinstance(text, str) else list(text)
-        for name in ("return_overflowing_tokens", "text_pair", "text_target", "is_split_into_words", "stride"):
-            if options.get(name):
-                raise ArgumentError(f"{name} is not supported: its result has no meaning once marks are repeated")
-        later = ("padding", "truncation", "max_length", "pad_to_multiple_of", "padding_side")
-        tokens_only = {name: value for name, value in options.items() if name not in later}
-        encoded = tokenizer(text, padding=False, truncation=False, **tokens_only)
-        fields = {
-            name: [list(row) for row in rows]
-            for name, rows in encoded.items()
-            if name in (*tokenizer.model_input_names, "special_tokens_mask")
-        }
-        return cls(tokenizer, fields, text, {**options, "tokens_only": tokens_only})
-
-    @property
-    def _ids(self) -> list[list[int]]:
-        return self._fields["input_ids"]
-
-    def marks(self, token_id: int) -> list[int]:
-        """How many marks of a modality each sample has."""
-        return [row.count(token_id) for row in self._ids]
-
-    def truncate(self, counts: Mapping[int, list[int]]) -> dict[int, tuple[list[int], list[int]]]:
-        """Cut samples to the length asked for, never through an input's positions.
-
-        Args:
-            counts: mark id to how many positions each input takes.
-
-        Returns:
-            Mark id to which inputs are left, and how many of them in each sample.
-        """
-        widths, owners = self._widths(counts)
-        limit = self._limit()
-        kept: dict[int, tuple[list[int], list[int]]] = {token_id: ([], []) for token_id in counts}
-        for sample, ids in enumerate(self._ids):
-            chosen = list(range(len(ids)))
-            if limit is not None and sum(widths[sample]) > limit:
-                chosen = self._choose(sample, widths[sample], limit)
-            for token_id, (inputs, per_sample) in kept.items():
-                left = [owners[sample][place] for place in chosen if ids[place] == token_id]
-                inputs.extend(owner for owner in left if owner is not None)
-                per_sample.append(len(left))
-            for rows in self._fields.values():
-                rows[sample] = [rows[sample][place] for place in chosen]
-        return kept
-
-    def expand(self, counts: Mapping[int, list[int]]) -> dict[str, Any]:
-        """Repeat marks as often as their inputs yield features, and pad.
-
-        Args:
-            counts: mark id to how many positions each input takes.
-
-        Returns:
-            `input_ids`, `attention_mask` and what else the tokenizer gives, one list per sample.
-        """
-        widths, _ = self._widths(counts)
-        expanded = {
-            name: [_repeated(row, row_widths) for row, row_widths in zip(rows, widths, strict=True)]
-            for name, rows in self._fields.items()
-        }
-        if not self._ids:
-            return expanded
-        names = ("padding", "max_length", "pad_to_multiple_of", "padding_side")
-        padding = {name: self._options[name] for name in names if self._options.get(name) is not None}
-        if padding.get("padding") in (None, False, "do_not_pad"):
-            return expanded
-        return dict(self._tokenizer.pad(expanded, **padding))
-
-    def _widths(self, counts: Mapping[int, list[int]]) -> tuple[list[list[int]], list[list[int | None]]]:
-        """For every token, how many positions it takes and which input, if any, it stands for."""
-        following = dict.fromkeys(counts, 0)
-        widths: list[list[int]] = []
-        owners: list[list[int | None]] = []
-        for ids in self._ids:
-            widths.append([])
-            owners.append([])
-            for token_id in ids:
-                if token_id in counts:
-                    owner = following[token_id]
-                    following[token_id] += 1
-                    widths[-1].append(counts[token_id][owner])
-                    owners[-1].append(owner)
-                else:
-                    widths[-1].append(1)
-                    owners[-1].append(None)
-        return widths, owners
-
-    def _limit(self) -> int | None:
-        truncation = self._options.get("truncation")
-        if truncation in (None, False, "do_not_truncate"):
-            return None
-        if truncation not in (True, "longest_first"):
-            raise ArgumentError(f"truncation must be True or False, found {truncation!r}")
-        limit = self._options.get("max_length") or self._tokenizer.model_max_length
-        return int(limit) if limit < 10**9 else None  # tokenizers without a limit state an enormous one
-
-    def _choose(self, sample: int, widths: list[int], limit: int) -> list[int]:
-        """Which tokens of a sample stay: special tokens around the text, and as much of the text as fits whole."""
-        before, after = self._special(sample)
-        body = list(range(before, len(widths) - after))
-        room = limit - before - after
-        from_left = self._tokenizer.truncation_side == "left"
-        stay = []
-        for place in reversed(body) if from_left else body:
-            if widths[place] > room:
-                break
-            room -= widths[place]
-            stay.append(place)
-        return [*range(before), *sorted(stay), *range(len(widths) - after, len(widths))]
-
-    def _special(self, sample: int) -> tuple[int, int]:
-        """How many tokens the tokenizer puts before and after a text."""
-        ids = self._ids[sample]
-        plain = {**self._options["tokens_only"], "add_special_tokens": False}
-        body = list(self._tokenizer(self._text[sample], padding=False, truncation=False, **plain)["input_ids"])
-        for before in range(len(ids) - len(body) + 1):
-            if ids[before : before + len(body)] == body:
-                return before, len(ids) - len(body) - before
-        return 0, 0
-
-
 def _add_special_tokens(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> None:
     """Make `tokens` special, keeping the special tokens that are there."""
     known = set(tokenizer.all_special_tokens)
     new = [token for token in tokens if token not in known]
     if new:
         tokenizer.add_special_tokens({"extra_special_tokens": new}, replace_extra_special_tokens=False)
-
-
-def _repeated(row: list[Any], widths: list[int]) -> list[Any]:
-    return [value for value, width in zip(row, widths, strict=True) for _ in range(width)]
 
 
 def _keywords(processor: Any) -> set[str]:

@@ -1,0 +1,197 @@
+"""5b. The parts of a model under one roof, and what trainers and wrappers ask a Hugging Face model."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from cornstarch.errors import ArgumentError
+from cornstarch.models.multimodal_language_model import anatomy, checkpointing, freezing, routing
+from cornstarch.models.multimodal_language_model.configuration import MultimodalConfig
+from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
+
+
+class EncoderMapping(Mapping[str, nn.Module]):
+    """A live view of a model's encoders by modality key: whatever stands at `{key}_encoder` now."""
+
+    def __init__(self, model: nn.Module, keys: tuple[str, ...]) -> None:
+        self._model = model
+        self._keys = keys
+
+    def __getitem__(self, key: str) -> nn.Module:
+        if key not in self._keys:
+            raise KeyError(key)
+        return self._model.get_submodule(f"{key}_encoder")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+class Composition(PreTrainedModel):  # type: ignore[misc]
+    """Encoders by modality key and a language model, answering for all of them as one `PreTrainedModel` does.
+
+    Where Hugging Face asks one model (its dtype, embeddings, generation config), the language model answers; what
+    concerns every part reaches every part.
+
+    Args:
+        encoders: modality key to encoder, complete with projector.
+        language_model: a causal language model, wrapped by PEFT or not.
+
+    Raises:
+        ArgumentError: for a key that would hide an attribute.
+    """
+
+    config_class = MultimodalConfig
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    language_model: Any
+
+    def __init__(self, encoders: Mapping[str, ModalEncoderModule], language_model: nn.Module) -> None:
+        text_config = getattr(freezing.unwrap(language_model), "config", None)
+        super().__init__(MultimodalConfig({key: encoder.config for key, encoder in encoders.items()}, text_config))
+        self.loss_type = "ForCausalLM"  # Trainer counts a batch's labels by it
+        self._modality_keys = tuple(encoders)
+        for key, encoder in encoders.items():
+            if f"{key}_encoder" in dir(self):
+                raise ArgumentError(f"the modality key {key!r} would hide an attribute of the model; choose another")
+            self.add_module(f"{key}_encoder", encoder)
+        self.language_model = language_model
+
+    @property
+    def encoders(self) -> EncoderMapping:
+        """Modality key to encoder, live: a wrapper put in a submodule's place is seen."""
+        return EncoderMapping(self, self._modality_keys)
+
+    @property
+    def _modal_encoders(self) -> dict[str, ModalEncoderModule]:
+        """The encoder modules themselves, under whatever wraps them."""
+        found = {}
+        for key, wrapper in self.encoders.items():
+            inner = next((module for module in wrapper.modules() if isinstance(module, ModalEncoderModule)), None)
+            if inner is None:
+                raise ArgumentError(f"{key}_encoder holds no ModalEncoderModule, found {type(wrapper).__name__}")
+            found[key] = inner
+        return found
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """False: Hugging Face would make a generation config for the whole; the language model's own is used."""
+        return False
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        """The language model's own; wrappers such as PEFT look for it."""
+        return self.language_model.prepare_inputs_for_generation(*args, **kwargs)
+
+    @property
+    def generation_config(self) -> Any:
+        """The language model's generation config."""
+        return getattr(freezing.unwrap(self.language_model), "generation_config", None)
+
+    @generation_config.setter
+    def generation_config(self, config: Any) -> None:
+        freezing.unwrap(self.language_model).generation_config = config
+
+    # --- what trainers and wrappers ask a Hugging Face model ----------------------------------------------------------
+
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """Whether the loss can be divided by `num_items_in_batch`, so that accumulation changes nothing."""
+        return "num_items_in_batch" in routing.language_model_names(self.language_model)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The language model's dtype; encoders may have another."""
+        return anatomy.parameter_dtype(self.language_model) or torch.get_default_dtype()
+
+    @property
+    def device(self) -> torch.device:
+        """The language model's device."""
+        return next((p.device for p in self.language_model.parameters()), torch.device("cpu"))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's input embedding."""
+        return self.language_model.get_input_embeddings()  # type: ignore[no-any-return]
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's input embedding."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The language model's head."""
+        return self.language_model.get_output_embeddings()  # type: ignore[no-any-return]
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the language model's head."""
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """Resize the language model's table, with its own method; modality tokens never need it."""
+        return self.language_model.resize_token_embeddings(*args, **kwargs)
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Tie what the parts' configs say is tied."""
+        for part in self._hugging_face_parts:
+            part.tie_weights(*args, **kwargs)
+
+    def enable_input_require_grads(self) -> None:
+        """Let the language model's embeddings require a gradient; checkpointing here needs it nowhere."""
+        base: Any = freezing.unwrap(self.language_model)
+        base.enable_input_require_grads()
+
+    def disable_input_require_grads(self) -> None:
+        """Undo `enable_input_require_grads`."""
+        base: Any = freezing.unwrap(self.language_model)
+        base.disable_input_require_grads()
+
+    @property
+    def _hugging_face_parts(self) -> list[PreTrainedModel]:
+        parts = [encoder.module for encoder in self._modal_encoders.values()] + [self.language_model]
+        return [part for part in map(freezing.unwrap, parts) if isinstance(part, PreTrainedModel)]
+
+    # --- gradient checkpointing ---------------------------------------------------------------------------------------
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Recompute layers in the backward pass, in every part that builds a graph, frozen or not.
+
+        Args:
+            gradient_checkpointing_kwargs: for `torch.utils.checkpoint.checkpoint`.
+            **kwargs: `every_n_layers` and `offload`, as in `transformers`.
+
+        Raises:
+            ArgumentError: for `use_reentrant=True`.
+        """
+        options = {**(gradient_checkpointing_kwargs or {}), **kwargs}
+        for encoder in self._modal_encoders.values():
+            checkpointing.enable(encoder.module, **options)
+        checkpointing.enable(self.language_model, **options)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep all activations again."""
+        checkpointing.disable(self)
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """The newer name of `gradient_checkpointing_enable` in `transformers`."""
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
+
+    def activation_checkpointing_disable(self) -> None:
+        """The newer name of `gradient_checkpointing_disable` in `transformers`."""
+        self.gradient_checkpointing_disable()
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether any layer is recomputed in the backward pass."""
+        return checkpointing.is_enabled(self)
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        """The newer name of `is_gradient_checkpointing` in `transformers`."""
+        return self.is_gradient_checkpointing
