@@ -65,7 +65,7 @@ def clip_processor(image_size: int = 16) -> CLIPImageProcessorPil:
 
 
 def whisper() -> WhisperEncoder:
-    """A Whisper encoder that takes 2 * 20 frames and yields 20 rows."""
+    """A Whisper encoder that takes 2 * 50 frames (one second) and yields 50 rows."""
     torch.manual_seed(1)
     return WhisperEncoder(
         WhisperConfig(
@@ -74,13 +74,13 @@ def whisper() -> WhisperEncoder:
             encoder_attention_heads=2,
             encoder_ffn_dim=32,
             num_mel_bins=8,
-            max_source_positions=20,
+            max_source_positions=50,
         )
     )
 
 
 def whisper_processor() -> WhisperFeatureExtractor:
-    return WhisperFeatureExtractor(feature_size=8, chunk_length=0.4, hop_length=160)
+    return WhisperFeatureExtractor(feature_size=8, chunk_length=1, hop_length=160)
 
 
 def wav2vec2() -> Wav2Vec2Model:
@@ -150,7 +150,7 @@ def vision_pair(**kwargs: Any) -> tuple[MultimodalModel, MultimodalProcessor]:
 
 
 def three_modalities() -> tuple[MultimodalModel, MultimodalProcessor]:
-    """Images of 5 positions, sounds of 20, and sounds whose positions depend on their length."""
+    """Images of 5 positions, sounds of 50, and sounds whose positions depend on their length."""
     model = MultimodalModel(
         {
             "vision": ModalEncoderModule(clip()),

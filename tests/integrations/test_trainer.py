@@ -255,7 +255,7 @@ def test_checkpointing_argument(argument: str, peft: bool, frozen: bool, tmp_pat
 
 
 def test_evaluation(tmp_path: Path) -> None:
-    """`evaluate` gives the mean loss in evaluation mode and `predict` the logits, 1e-6 (fp32 averages inside Trainer)."""
+    """`evaluate` gives the mean loss in evaluation mode, `predict` the logits, 1e-6 (Trainer averages in fp32)."""
     model = composed(attention_dropout=0.5)
     rows = [{**row, "labels": [-100] * 8 + row["input_ids"][8:]} for row in samples()]
     run = trainer(model, tmp_path, per_device_eval_batch_size=2)

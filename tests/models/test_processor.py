@@ -118,7 +118,7 @@ def test_three_modalities_interleaved_and_ragged() -> None:
     lengths = encoder[1]._get_feat_extract_output_lengths(torch.tensor([200, 500])).tolist()
     ids = batch["input_ids"]
     assert (ids == processor.token_ids["speech"]).sum(-1).tolist() == lengths
-    assert (ids == processor.token_ids["audio"]).sum(-1).tolist() == [0, 20]
+    assert (ids == processor.token_ids["audio"]).sum(-1).tolist() == [0, 50]
     assert set(batch) == {
         "input_ids",
         "attention_mask",

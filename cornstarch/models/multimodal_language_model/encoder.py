@@ -200,4 +200,6 @@ def _cast(value: Any, dtype: torch.dtype | None) -> Any:
     """A floating-point tensor in the dtype of the weights it meets; under autocast PyTorch sees to that itself."""
     if dtype is None or not isinstance(value, Tensor) or not value.is_floating_point():
         return value
-    return value if torch.is_autocast_enabled(value.device.type) else value.to(dtype)
+    device = value.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return value if autocast else value.to(dtype)

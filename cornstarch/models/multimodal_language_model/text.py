@@ -99,6 +99,8 @@ class Samples:
         padding = {name: self._options[name] for name in names if self._options.get(name) is not None}
         if padding.get("padding") in (None, False, "do_not_pad"):
             return expanded
+        if padding["padding"] != "max_length":
+            padding.pop("max_length", None)
         return dict(self._tokenizer.pad(expanded, **padding))
 
     def _widths(self, counts: Mapping[int, list[int]]) -> tuple[list[list[int]], list[list[int | None]]]:

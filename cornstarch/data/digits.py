@@ -1,0 +1,176 @@
+"""The embedded data set: questions in words about handwritten digits, and batches of them.
+
+The images are scikit-learn's copy of the UCI handwritten digits (1,797 real images, 8 x 8, 43 writers), which comes
+in its wheel, so nothing is downloaded. About every image three questions are asked.
+
+The split is a fixed rule on the order of that copy: of every digit's images, counted from 0, those whose count ends
+in 0 to 6 are for training, in 7 for validation, and in 8 or 9 for testing. Every digit is thus in every split in the
+same proportion. Writers are not held apart: the data set does not say who wrote what.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageChops
+from transformers import BatchFeature
+
+from cornstarch.errors import ArgumentError
+from cornstarch.models.multimodal_language_model.processing import MultimodalProcessor
+
+IGNORED = -100  # label of positions that carry no loss
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+QUESTIONS = {
+    "name": "Which digit is written here?",
+    "even": "Is the digit even?",
+    "larger": "Is the digit larger than five?",
+}
+_SPLIT_OF_LAST_FIGURE = ("train",) * 7 + ("validation",) + ("test",) * 2
+SPLITS = tuple(dict.fromkeys(_SPLIT_OF_LAST_FIGURE))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One question about one image.
+
+    Attributes:
+        index: the image's place in scikit-learn's data set.
+        image: the digit, white on black, 8 x 8 RGB.
+        kind: a key of `QUESTIONS`.
+        answer: the right answer in words.
+    """
+
+    index: int
+    image: Image.Image
+    kind: str
+    answer: str
+
+    @property
+    def question(self) -> str:
+        """The question in words."""
+        return QUESTIONS[self.kind]
+
+
+def digit_questions(split: str) -> list[Example]:
+    """All questions about the images of one split; the three about an image follow each other.
+
+    Args:
+        split: `"train"`, `"validation"` or `"test"`.
+
+    Returns:
+        Three examples for every image, always in the same order.
+
+    Raises:
+        ArgumentError: for an unknown split.
+        ImportError: if scikit-learn is not installed.
+    """
+    if split not in SPLITS:
+        raise ArgumentError(f"unknown split {split!r}; known splits: {', '.join(SPLITS)}")
+    pixels, digits = _load()
+    return [
+        Example(index=index, image=_as_image(pixels[index]), kind=kind, answer=answer(kind, digits[index]))
+        for index, owner in enumerate(split_of_each(digits))
+        if owner == split
+        for kind in QUESTIONS
+    ]
+
+
+def split_of_each(digits: Sequence[int]) -> list[str]:
+    """The split of every image by the rule above, from the digits that the images show, in order."""
+    seen: Counter[int] = Counter()
+    splits = []
+    for digit in digits:
+        splits.append(_SPLIT_OF_LAST_FIGURE[seen[digit] % 10])
+        seen[digit] += 1
+    return splits
+
+
+def answer(kind: str, digit: int) -> str:
+    """The right answer to a kind of question about a digit."""
+    if kind == "name":
+        return WORDS[digit]
+    holds = digit % 2 == 0 if kind == "even" else digit > 5
+    return "yes" if holds else "no"
+
+
+def majority_rate(examples: Sequence[Example]) -> float:
+    """How many examples are right if each kind of question always gets its most frequent answer among them."""
+    by_kind: dict[str, Counter[str]] = {}
+    for example in examples:
+        by_kind.setdefault(example.kind, Counter())[example.answer] += 1
+    return sum(max(answers.values()) for answers in by_kind.values()) / len(examples)
+
+
+# --- changed images ---------------------------------------------------------------------------------------------------
+
+
+def blanked(example: Example) -> Example:
+    """The same question about an image that is all background."""
+    return replace(example, image=Image.new(example.image.mode, example.image.size))
+
+
+def shifted(example: Example, right: int, down: int) -> Example:
+    """The same question about the image moved by whole pixels, background coming in at the edges."""
+    size = example.image.size
+    moved = Image.new(example.image.mode, size)
+    moved.paste(example.image, (right, down))
+    return replace(example, image=moved)
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def prompt(example: Example) -> str:
+    """What the model reads before it answers; `<vision>` stands for the image."""
+    return f"<vision>{example.question} "
+
+
+def prompt_batch(processor: MultimodalProcessor, examples: Sequence[Example]) -> BatchFeature:
+    """A left-padded batch of prompts, to generate answers from."""
+    return _process(processor, examples, [prompt(example) for example in examples])
+
+
+def training_batch(processor: MultimodalProcessor, examples: Sequence[Example]) -> BatchFeature:
+    """A left-padded batch of prompts and answers with `labels` on the answers and the end token after each."""
+    tokenizer = processor.llm_tokenizer
+    answers = [example.answer + tokenizer.eos_token for example in examples]
+    batch = _process(processor, examples, [prompt(e) + a for e, a in zip(examples, answers, strict=True)])
+    labels = torch.full_like(batch["input_ids"], IGNORED)
+    for row, ids in enumerate(tokenizer(answers, add_special_tokens=False)["input_ids"]):
+        labels[row, -len(ids) :] = batch["input_ids"][row, -len(ids) :]  # the rows end where the answers end
+    batch["labels"] = labels
+    return batch
+
+
+def _process(processor: MultimodalProcessor, examples: Sequence[Example], text: list[str]) -> BatchFeature:
+    return processor(
+        encoder_inputs={"vision": {"images": [example.image for example in examples]}},
+        llm_inputs={"text": text, "padding": True, "padding_side": "left"},
+        return_tensors="pt",
+    )
+
+
+# --- scikit-learn's data set ------------------------------------------------------------------------------------------
+
+
+@cache
+def _load() -> tuple[np.ndarray[Any, Any], tuple[int, ...]]:
+    """Pixels (1797, 8, 8) from 0 to 16, and the digits they show."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError(
+            "the handwritten digits come with scikit-learn, which is not installed: pip install 'cornstarch[demo]'"
+        ) from error
+    pixels, digits = load_digits(return_X_y=True)
+    return pixels.reshape(-1, 8, 8), tuple(int(digit) for digit in digits)
+
+
+def _as_image(pixels: np.ndarray[Any, Any]) -> Image.Image:
+    grey = np.rint(pixels * (255 / 16)).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")

@@ -1,0 +1,188 @@
+"""How many positions an input takes: arithmetic, meta device and a real run agree with the module itself."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    ViTConfig,
+    ViTModel,
+)
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
+
+from cornstarch import ArgumentError, ModalEncoderModule, MultimodalModel, MultimodalProcessor
+from cornstarch.models.multimodal_language_model import feature_counts
+from tests import parts
+
+SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+TOWERS: dict[str, Callable[[], nn.Module]] = {
+    "clip": parts.clip,
+    "siglip": lambda: SiglipVisionModel(SiglipVisionConfig(**SMALL, image_size=16, patch_size=8)),
+    "vit": lambda: ViTModel(ViTConfig(**SMALL, image_size=16, patch_size=8)),
+    "dinov2": lambda: Dinov2Model(Dinov2Config(**SMALL, image_size=16, patch_size=8)),
+    "dinov2-registers": lambda: Dinov2WithRegistersModel(
+        Dinov2WithRegistersConfig(**SMALL, image_size=16, patch_size=8, num_register_tokens=3)
+    ),
+    "whisper": parts.whisper,
+}
+
+
+def counted(encoder: ModalEncoderModule, inputs: dict, number: int) -> list[int]:
+    def process_one(index: int) -> dict:
+        raise AssertionError("these inputs are not packed")
+
+    return feature_counts.FeatureCounter().count(encoder, inputs, number, process_one)
+
+
+def inputs_of(name: str, number: int) -> dict:
+    shape = (number, 8, 100) if name == "whisper" else (number, 3, 16, 16)
+    return {"input_features" if name == "whisper" else "pixel_values": torch.zeros(shape)}
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_arithmetic_equals_the_module(name: str) -> None:
+    """Every row of the table against the features the encoder module really yields."""
+    encoder = ModalEncoderModule(TOWERS[name]())
+    model = MultimodalModel({"x": encoder}, parts.llama())
+    inputs = inputs_of(name, 2)
+    assert feature_counts._by_arithmetic(encoder, inputs, 2) == [model.x_encoder(**inputs).shape[1]] * 2
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_meta_equals_the_module_and_costs_nothing(name: str) -> None:
+    """With a callback the module is asked: on the meta device, so no weight is read and nothing changes."""
+    calls = []
+
+    def keep_all_but_one(inputs: dict, output: object) -> torch.Tensor:
+        calls.append(output.last_hidden_state.device.type)
+        return output.last_hidden_state[:, 1:]
+
+    encoder = ModalEncoderModule(TOWERS[name](), postprocess_module_callback=keep_all_but_one)
+    model = MultimodalModel({"x": encoder}, parts.llama()).train()
+    inputs = inputs_of(name, 3)
+    counts = counted(encoder, inputs, 3)
+    assert set(calls) == {"meta"}
+    assert len(calls) == 1, "inputs of one shape are asked for once"
+    assert encoder.module.training
+    assert all(parameter.device.type == "cpu" for parameter in model.parameters())
+    assert counts == [model.x_encoder(**inputs).shape[1]] * 3
+
+
+def test_a_module_that_needs_values_runs_once_for_real() -> None:
+    """Its answer is remembered by shape; running it changes neither statistics nor the random stream."""
+
+    class Picky(nn.Module):
+        hidden_size = 16
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+            self.layer = nn.Linear(8, 16)
+            self.runs = 0
+
+        def forward(self, signal: torch.Tensor) -> torch.Tensor:
+            self.runs += 1
+            rows = int(signal.abs().sum().clamp(min=2, max=2).item())
+            return nn.functional.dropout(self.layer(self.norm(signal)), 0.5, self.training)[:, :rows]
+
+    encoder = ModalEncoderModule(Picky())
+    MultimodalModel({"x": encoder}, parts.llama()).train()
+    before = encoder.module.norm.running_mean.clone(), torch.get_rng_state()
+    counter = feature_counts.FeatureCounter()
+    for _ in range(2):
+        assert counter.count(encoder, {"signal": torch.ones(4, 3, 8)}, 4, lambda index: {}) == [2] * 4
+    assert encoder.module.runs == 2, "once on the meta device, where it fails, and once for real"
+    assert torch.equal(encoder.module.norm.running_mean, before[0])
+    assert torch.equal(torch.get_rng_state(), before[1])
+
+
+def test_a_replaced_projector_is_asked_anew() -> None:
+    """What is remembered belongs to the parts it was asked of."""
+    encoder = ModalEncoderModule(parts.clip(), postprocess_projector_callback=lambda inputs, output: output[:, :2])
+    MultimodalModel({"x": encoder}, parts.llama())
+    counter = feature_counts.FeatureCounter()
+    inputs = inputs_of("clip", 1)
+    assert counter.count(encoder, inputs, 1, lambda index: {}) == [2]
+    encoder.postprocess_projector_callback = lambda inputs, output: output[:, :3]
+    assert counter.count(encoder, inputs, 1, lambda index: {}) == [3]
+
+
+def qwen_tower() -> Qwen2VisionTransformerPretrainedModel:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("qwen2_vl").vision_config
+    config.depth, config.embed_dim, config.hidden_size, config.num_heads, config.patch_size = 1, 16, 16, 2, 4
+    return Qwen2VisionTransformerPretrainedModel(config)
+
+
+def grid_processor(images: list, return_tensors: str | None = None) -> dict:
+    grids = torch.tensor([[1, image.height // 4, image.width // 4] for image in images])
+    return {"pixel_values": torch.randn(int(grids.prod(-1).sum()), 3 * 2 * 4 * 4), "image_grid_thw": grids}
+
+
+class GridProcessor:
+    """Cuts images into 4 x 4 patches, as towers with a grid take them; sizes must be multiples of 8."""
+
+    def __call__(self, images: list, return_tensors: str | None = None) -> dict:
+        return grid_processor(images)
+
+
+@pytest.mark.parametrize("with_callback", [False, True], ids=["arithmetic", "one-by-one"])
+def test_packed_towers(with_callback: bool) -> None:
+    """A tower with a grid: merged rows per image, alone and together; the batch runs, images of one sample or two."""
+    callback = (lambda inputs, output: output) if with_callback else None
+    encoder = ModalEncoderModule(qwen_tower(), postprocess_projector_callback=callback)
+    model = MultimodalModel({"vision": encoder}, parts.llama()).eval()
+    processor = MultimodalProcessor({"vision": GridProcessor()}, parts.tokenizer(), model)
+    sizes = [(8, 8), (16, 8), (16, 24)]
+    batch = processor(
+        encoder_inputs={"vision": {"images": [parts.image(width, height) for width, height in sizes]}},
+        llm_inputs={"text": ["<vision>a<vision>", "<vision>"], "padding": True},
+        return_tensors="pt",
+    )
+    assert (batch["input_ids"] == processor.token_ids["vision"]).sum(-1).tolist() == [1 + 2, 6]
+    assert set(batch) == {"input_ids", "attention_mask", "pixel_values", "image_grid_thw"}
+    model(**batch)
+    swapped = batch["input_ids"].flip(0)
+    with pytest.raises(ArgumentError, match="first sample that disagrees is 0"):
+        model(**{**batch, "input_ids": swapped})
+
+
+def test_features_that_cannot_be_told_apart() -> None:
+    """Packed rows that depend on what else is in the batch: the caller is asked for a function."""
+
+    class Packs(nn.Module):
+        hidden_size = 16
+
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            return rows.new_zeros(rows.shape[0] ** 2, 16)
+
+    class Processor:
+        def __call__(self, signals: list, return_tensors: str | None = None) -> dict:
+            return {"rows": torch.zeros(sum(len(signal) for signal in signals), 4)}
+
+    model = MultimodalModel({"x": ModalEncoderModule(Packs())}, parts.llama())
+    processor = MultimodalProcessor({"x": Processor()}, parts.tokenizer(), model)
+    with pytest.raises(ArgumentError, match="num_feature_calculation_funcs"):
+        processor(encoder_inputs={"x": {"signals": [np.zeros(2), np.zeros(3)]}}, llm_inputs={"text": "<x><x>"})
+
+
+def test_auto_model_is_no_special_case() -> None:
+    """A tower from `AutoModel` that no table knows (BEiT): the processor counts what the model yields."""
+    config = AutoConfig.for_model("beit", **SMALL, image_size=16, patch_size=8)
+    model = MultimodalModel({"vision": ModalEncoderModule(AutoModel.from_config(config))}, parts.llama())
+    processor = MultimodalProcessor({"vision": parts.clip_processor()}, parts.tokenizer(), model)
+    batch = processor(
+        encoder_inputs={"vision": {"images": [parts.image()]}}, llm_inputs={"text": "<vision>"}, return_tensors="pt"
+    )
+    assert batch["input_ids"].shape == (1, 5)
+    model(**batch)

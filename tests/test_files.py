@@ -1,0 +1,94 @@
+"""Sets of files are replaced as one, whatever interrupts the replacing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cornstarch import _files
+
+
+def write(folder: Path, generation: str, names: tuple[str, ...] = ("a.txt", "deep/b.txt")) -> None:
+    with _files.replacing(folder, "set", lambda name: name.endswith(".txt")) as staging:
+        for name in names:
+            (staging / name).parent.mkdir(exist_ok=True)
+            (staging / name).write_text(generation)
+
+
+def read(folder: Path) -> dict[str, str]:
+    current = _files.current(folder, "set")
+    return {
+        path.relative_to(current).as_posix(): path.read_text()
+        for path in current.rglob("*.txt")
+        if not any(part.startswith(".") for part in path.relative_to(current).parts)
+    }
+
+
+def test_replaced_whole_and_others_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text("{}")
+    write(tmp_path, "one", ("a.txt", "old.txt"))
+    write(tmp_path, "two")
+    assert read(tmp_path) == {"a.txt": "two", "deep/b.txt": "two"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "deep", "mine.json"]
+
+
+def write_and_fail(folder: Path, error: BaseException) -> None:
+    with _files.replacing(folder, "set", lambda name: True) as staging:
+        (staging / "a.txt").write_text("two")
+        raise error
+
+
+def test_a_failing_write_changes_nothing(tmp_path: Path) -> None:
+    """An error, or Ctrl-C, in the middle."""
+    write(tmp_path, "one")
+    for error in (OSError("no space left on device"), KeyboardInterrupt()):
+        with pytest.raises(type(error)):
+            write_and_fail(tmp_path, error)
+        assert read(tmp_path) == {"a.txt": "one", "deep/b.txt": "one"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "deep"]
+
+
+KILLED_AT = ["fsync", "rename", "link", "replace", "unlink", "rmtree"]
+
+
+@pytest.mark.parametrize("call", KILLED_AT)
+@pytest.mark.parametrize("nth", [0, 1, 2])
+def test_killed_at_any_point(tmp_path: Path, call: str, nth: int) -> None:
+    """Ended without warning at the n-th call of each kind: one whole set is read, and the next write works."""
+    write(tmp_path, "one", ("a.txt", "deep/b.txt", "old.txt"))
+    script = f"""
+import os, pathlib, shutil, sys
+sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
+from tests.test_files import write
+owner = {{"rename": pathlib.Path, "unlink": pathlib.Path, "rmtree": shutil}}.get({call!r}, os)
+plain, calls = getattr(owner, {call!r}), []
+def deadly(*args, **kwargs):
+    calls.append(args)
+    if len(calls) > {nth}:
+        os._exit(9)
+    return plain(*args, **kwargs)
+setattr(owner, {call!r}, deadly)
+write(pathlib.Path({str(tmp_path)!r}), "two")
+"""
+    ended = subprocess.run([sys.executable, "-c", script], check=False, env={**os.environ, "PYTHONPATH": os.getcwd()})
+    assert ended.returncode in (0, 9)
+    one = {"a.txt": "one", "deep/b.txt": "one", "old.txt": "one"}
+    two = {"a.txt": "two", "deep/b.txt": "two"}
+    assert read(tmp_path) in (one, two)
+    write(tmp_path, "three")
+    assert read(tmp_path) == {"a.txt": "three", "deep/b.txt": "three"}
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that has none."""
+
+    def refuse(*args: object) -> None:
+        raise OSError("not supported")
+
+    monkeypatch.setattr(os, "link", refuse)
+    write(tmp_path, "one")
+    write(tmp_path, "two")
+    assert read(tmp_path) == {"a.txt": "two", "deep/b.txt": "two"}
