@@ -167,7 +167,7 @@ def test_generate_after_unwrap_under_mixed_precision(peft: bool) -> None:
 
 
 def test_accumulate_divides_as_plain_pytorch_does() -> None:
-    """Two microbatches of equal size under `accumulate` give the gradient of the joined batch, fp64 1e-10."""
+    """Two microbatches of equal size under `accumulate` give the joined batch's gradient, 1e-6 of the largest (the loss is fp32)."""
     reference, model = composed(dtype=torch.float64), composed(dtype=torch.float64)
     reference(**joined(samples())).loss.backward()
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
@@ -175,9 +175,11 @@ def test_accumulate_divides_as_plain_pytorch_does() -> None:
     for rows in (samples()[:2], samples()[2:]):
         with accelerator.accumulate(prepared):
             accelerator.backward(prepared(**joined(rows)).loss)
-    for first, second in zip(model.parameters(), reference.parameters(), strict=True):
-        if second.grad is not None:
-            torch.testing.assert_close(first.grad, second.grad, rtol=1e-10, atol=1e-10)
+    expected = [p.grad for p in reference.parameters() if p.grad is not None]
+    largest = max(gradient.abs().max() for gradient in expected)
+    found = [p.grad for p in model.parameters() if p.grad is not None]
+    for first, second in zip(found, expected, strict=True):
+        assert (first - second).abs().max() <= 1e-6 * largest
 
 
 def test_save_state_and_load_state(peft: bool, tmp_path: Path) -> None:

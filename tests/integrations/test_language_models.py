@@ -116,7 +116,7 @@ def _by_hand(model: MultimodalModel, batch: dict[str, Tensor]) -> Any:
 
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_equals_the_composition_by_hand(name: str) -> None:
-    """Logits, loss and the projector's gradient equal embed -> splice -> lm(inputs_embeds) to 1e-10, fp64."""
+    """Logits, loss and the projector's gradient equal embed -> splice -> lm(inputs_embeds), 1e-10 in fp64."""
     model, batch = _model(name), _batch()
     weight = model.encoders["vision"].projector.projection.weight
     expected = _by_hand(model, batch)

@@ -175,7 +175,7 @@ def test_columns_of_any_encoder_are_kept(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("peft", [False, True], ids=["plain", "peft"])
 def test_accumulation_changes_nothing(peft: bool, tmp_path: Path) -> None:
-    """4 samples in 1, 2 and 4 passes: loss, gradient norm and weights after the step equal one pass by hand, 1e-10."""
+    """4 samples in 1, 2 and 4 passes: loss, norm and weights after the step equal one pass by hand, 1e-7 (the loss is fp32)."""
     reference = composed(peft).train()
     loss = mean_loss(reference, samples())
     loss.backward()
@@ -187,7 +187,7 @@ def test_accumulation_changes_nothing(peft: bool, tmp_path: Path) -> None:
         run.train()
         assert kept(run).losses == [pytest.approx(loss.item(), rel=1e-6)]
         assert kept(run).norms == [pytest.approx(norm.item(), rel=1e-6)]
-        assert_same(weights(model), weights(reference))
+        assert_same(weights(model), weights(reference), tolerance=1e-7)
 
 
 def test_several_epochs_bring_the_loss_down(tmp_path: Path) -> None:

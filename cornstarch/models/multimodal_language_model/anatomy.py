@@ -247,6 +247,7 @@ def _pieces(module: nn.Module, prefix: str) -> Iterator[str]:
     stacks_above = any(_holds_stack(child) for _, child in children)
     if stacks_above:
         last = [pair for pair in children if _RUNS_LAST.match(pair[0]) and not _holds_stack(pair[1])]
+        last.sort(key=lambda pair: pair[0] == "project_out")  # behind the final norm
         children = [pair for pair in children if pair not in last] + last
     for name, child in children:
         if _is_stack(child):

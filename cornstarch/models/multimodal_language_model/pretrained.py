@@ -254,6 +254,7 @@ def _build_part(
     part = custom_objects.get(custom or place)
     if part is None:
         cls = _part_class(place, entry, folder, options["trust_remote_code"])
+        library.read_json(folder / place / "config.json")  # without the file, defaults would be taken for it
         config = cls.config_class.from_pretrained(folder / place)
         attention = options["attn_implementation"]
         extra = {} if attention is None else {"attn_implementation": attention}

@@ -1,0 +1,50 @@
+"""The promised import paths, and that nothing is exported by accident."""
+
+import importlib
+
+import pytest
+
+import cornstarch
+
+PROMISED = {
+    "cornstarch.models.multimodal_language_model": [
+        "MultimodalModel",
+        "ModalEncoderModule",
+        "MultimodalProjector",
+        "MultimodalProjectorConfig",
+        "MultimodalProcessor",
+    ],
+    "cornstarch.pipeline_template": ["PipelineTemplate"],
+}
+
+
+@pytest.mark.parametrize("path, name", [(path, name) for path, names in PROMISED.items() for name in names])
+def test_promised_paths(path: str, name: str) -> None:
+    assert getattr(importlib.import_module(path), name) is getattr(cornstarch, name)
+
+
+def test_all_lists_every_public_name_and_nothing_else() -> None:
+    public = {
+        name
+        for name, value in vars(cornstarch).items()
+        if not name.startswith("_") and not isinstance(value, type(cornstarch))
+    }
+    assert public | {"__version__"} == set(cornstarch.__all__)
+    assert cornstarch.__all__ == sorted(cornstarch.__all__)
+
+
+def test_errors_are_the_built_in_ones_too() -> None:
+    """Users who catch ValueError, TypeError or OSError catch ours; one base catches all."""
+    expected = {
+        "ArgumentError": ValueError,
+        "ModalityMismatchError": ValueError,
+        "UnknownArgumentError": TypeError,
+        "MediaError": ValueError,
+        "CheckpointError": OSError,
+        "MissingFileError": FileNotFoundError,
+        "TrainingError": RuntimeError,
+    }
+    for name, built_in in expected.items():
+        error = getattr(cornstarch, name)
+        assert issubclass(error, built_in)
+        assert issubclass(error, cornstarch.CornstarchError)
