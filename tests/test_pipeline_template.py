@@ -24,6 +24,8 @@ SIZES = {
     "head_dim": 8,
     "pad_token_id": 0,
 }
+LANGUAGE_MODELS = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "gpt_neox", "gpt2", "olmo2"]
+LANGUAGE_MODELS += ["granite", "falcon", "mixtral", "bloom", "smollm3", "opt"]
 LLAMA = ["model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "lm_head"]
 
 
@@ -49,7 +51,7 @@ def test_llama_names() -> None:
 
 @pytest.mark.parametrize(
     "model_type",
-    "llama mistral qwen2 qwen3 gemma gemma2 phi3 gpt_neox gpt2 olmo2 granite falcon mixtral bloom smollm3 opt".split(),
+    LANGUAGE_MODELS,
 )
 def test_names_stand_in_the_order_in_which_modules_run(model_type: str) -> None:
     """Against hooks in a real forward pass; every weight of the model belongs to a name."""

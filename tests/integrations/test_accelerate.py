@@ -167,7 +167,7 @@ def test_generate_after_unwrap_under_mixed_precision(peft: bool) -> None:
 
 
 def test_accumulate_divides_as_plain_pytorch_does() -> None:
-    """Two microbatches of equal size under `accumulate` give the joined batch's gradient, 1e-6 of the largest (the loss is fp32)."""
+    """Two microbatches under `accumulate` give the joined batch's gradient, 1e-6 of the largest (the loss is fp32)."""
     reference, model = composed(dtype=torch.float64), composed(dtype=torch.float64)
     reference(**joined(samples())).loss.backward()
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)

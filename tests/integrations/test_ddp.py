@@ -103,7 +103,7 @@ def _rank(rank: int, folder: str) -> None:
 
 
 def test_two_processes_equal_one_on_the_joined_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loss and gradients of both ranks equal one process on all four samples, 1e-6 of the largest (the loss is fp32)."""
+    """Loss and gradients of both ranks equal one process on all samples, 1e-6 of the largest (the loss is fp32)."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     mp.start_processes(_rank, args=(str(tmp_path),), nprocs=2, start_method="spawn")
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]

@@ -175,7 +175,7 @@ def test_columns_of_any_encoder_are_kept(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("peft", [False, True], ids=["plain", "peft"])
 def test_accumulation_changes_nothing(peft: bool, tmp_path: Path) -> None:
-    """4 samples in 1, 2 and 4 passes: loss, norm and weights after the step equal one pass by hand, 1e-7 (the loss is fp32)."""
+    """4 samples in 1, 2 and 4 passes: loss, norm and new weights equal one pass by hand, 1e-7 (the loss is fp32)."""
     reference = composed(peft).train()
     loss = mean_loss(reference, samples())
     loss.backward()
