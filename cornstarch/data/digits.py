@@ -1,6 +1,6 @@
 """The embedded data set: questions in words about handwritten digits, and batches of them.
 
-The images are scikit-learn's copy of the UCI handwritten digits (1,797 real images, 8 x 8, 43 writers), which comes
+The images are scikit-learn's copy of the UCI handwritten digits (1,797 real images, 8 x 8, 13 writers), which comes
 in its wheel, so nothing is downloaded. About every image three questions are asked.
 
 The split is a fixed rule on the order of that copy: of every digit's images, counted from 0, those whose count ends
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageChops
+from PIL import Image
 from transformers import BatchFeature
 
 from cornstarch.errors import ArgumentError

@@ -158,6 +158,22 @@ def test_generates(name: str) -> None:
     assert generated.tolist() == expected["input_ids"].tolist()
 
 
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_padding_changes_nothing(name: str) -> None:
+    """Logits of a row padded on either side equal the row alone without a mask, 1e-5 of the largest, fp32."""
+    model, batch = _model(name).float(), _batch()  # fp64 masks are beyond the fp32 softmax of some families
+    pixels = batch["pixel_values"].float()
+    rows = [batch["input_ids"][0], batch["input_ids"][1, 2:9]]
+    gap = len(rows[0]) - len(rows[1])
+    with torch.no_grad():
+        alone = model(input_ids=rows[1][None], pixel_values=pixels[1:]).logits[0]
+        for pad, own in (((gap, 0), slice(gap, None)), ((0, gap), slice(None, len(rows[1])))):
+            ids = torch.stack([rows[0], nn.functional.pad(rows[1], pad, value=7)])
+            mask = torch.stack([torch.ones_like(rows[0]), nn.functional.pad(torch.ones_like(rows[1]), pad)])
+            found = model(input_ids=ids, attention_mask=mask, pixel_values=pixels).logits[1, own]
+            assert (found - alone).abs().max() <= 1e-5 * alone.abs().max()
+
+
 def _stop_ids(model: MultimodalModel) -> list[int]:
     stop = model.language_model.generation_config.eos_token_id
     return stop if isinstance(stop, list) else [] if stop is None else [stop]

@@ -459,18 +459,28 @@ def embeddings_given(folder: Path) -> None:
 
 
 def parts_of_two_dtypes(folder: Path) -> None:
-    """An fp32 encoder and a bf16 language model, and the reverse: forward, backward and generate run."""
+    """Encoders, projectors and language model in fp32 and bf16, both ways: forward, backward and generate run."""
     for encoder_dtype, lm_dtype in ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)):
-        encoder, lm = ModalEncoderModule(parts.clip().to(encoder_dtype)), parts.llama().to(lm_dtype)
-        model = MultimodalModel({"vision": encoder}, lm)
-        model.set_modality_token_ids({"vision": MARK})
-        inputs = {**batch(), "pixel_values": pixels().float()}
-        output = model(**inputs, labels=inputs["input_ids"], output_logits=True)
+        projector = MultimodalProjector(None, nn.Linear(16, 24).to(lm_dtype))
+        encoders = {
+            "vision": ModalEncoderModule(parts.clip().to(encoder_dtype), projector),
+            "words": ModalEncoderModule(parts.PerWordEncoder().to(encoder_dtype)),
+        }
+        model = MultimodalModel(encoders, parts.llama().to(lm_dtype))
+        model.generation_config.eos_token_id = None
+        model.set_modality_token_ids({"vision": MARK, "words": MARK + 1})
+        ids = torch.tensor([[5, *[MARK] * FEATURES, 6, *[MARK + 1] * 4, 7]])
+        inputs = {"input_ids": ids, "pixel_values": pixels(1).float(), "readings": torch.randn(1, 12)}
+        output = model(**inputs, labels=ids, output_logits=True)
         output.loss.backward()
         assert output.logits.dtype == lm_dtype
-        weight = encoder.projector.projection.weight
-        assert weight.grad.dtype == weight.dtype == encoder_dtype
-        assert model.generate(**inputs, **GREEDY).shape == (2, 15)
+        for weight, dtype in (
+            (projector.projection.weight, lm_dtype),
+            (encoders["words"].projector.projection.weight, encoder_dtype),
+        ):
+            assert weight.grad.dtype == weight.dtype == dtype
+            assert weight.grad.abs().max() > 0
+        assert model.generate(**inputs, **GREEDY).shape == (1, 18)
 
 
 def end_token_list_or_none(folder: Path) -> None:
@@ -490,13 +500,20 @@ def end_token_list_or_none(folder: Path) -> None:
 
 
 def repetition_penalty_in_generate(folder: Path) -> None:
-    """Modality ids beyond the vocabulary do not fail, and tokens of the prompt's text are penalised."""
-    model, inputs = composed(), batch()
-    found = model.generate(**inputs, **GREEDY, repetition_penalty=1e9)
-    assert torch.equal(found[:, :9], inputs["input_ids"])
-    for ids in found.tolist():
-        assert len(set(ids[9:])) == 6
-        assert not set(ids[:9]) & set(ids[9:])
+    """Modality ids beyond the vocabulary do not fail: tokens equal a loop by hand over text and new tokens."""
+    model, inputs = composed(), {name: value[:1] for name, value in batch().items()}
+    model.set_modality_token_ids({"vision": 1000})
+    inputs["input_ids"] = inputs["input_ids"].masked_fill(inputs["input_ids"] == MARK, 1000)
+    free = model.generate(**inputs, **GREEDY)
+    for penalty in (1e9, 1e-9):
+        ids = inputs["input_ids"]
+        for _ in range(6):
+            logits = model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits[0, -1].detach()
+            for token in set(ids[0].tolist()) - {1000}:
+                logits[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
+            ids = torch.cat([ids, logits.argmax().view(1, 1)], dim=1)
+        assert not torch.equal(ids, free)
+        assert torch.equal(model.generate(**inputs, **GREEDY, repetition_penalty=penalty), ids)
 
 
 def more_marks_than_images(folder: Path) -> None:

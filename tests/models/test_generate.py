@@ -121,11 +121,12 @@ def test_left_padded_batch_equals_single_prompts(name: str, use_cache: bool, pef
         assert together[index].tolist()[-len(ids) - 6 :] == alone[0].tolist()
 
 
+@pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no-cache"])
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
-def test_greedy_tokens_are_the_arg_max_of_forward(name: str, peft: bool) -> None:
+def test_greedy_tokens_are_the_arg_max_of_forward(name: str, use_cache: bool, peft: bool) -> None:
     """Each new token is the arg-max of this model's own forward on everything before it."""
     model, ids, pixels = composed(language_model(name, peft=peft)), ROWS[0][None], images(1)
-    generated = model.generate(ids, pixel_values=pixels, **GREEDY)
+    generated = model.generate(ids, pixel_values=pixels, use_cache=use_cache, **GREEDY)
     predicted = model(input_ids=generated[:, :-1], pixel_values=pixels).logits.argmax(-1)
     assert predicted[0, -6:].tolist() == generated[0, -6:].tolist()
 
@@ -279,6 +280,17 @@ def test_processors_of_logits_with_modality_ids_beyond_the_vocabulary(option: di
     assert found[:, -6:].tolist() == expected[:, -6:].tolist()
 
 
+def test_no_ngram_is_made_up_for_modality_positions() -> None:
+    """A token wanted at every step comes twice with `no_repeat_ngram_size=2`, as no such pair stands in the prompt."""
+    for wanted in (5, 6):  # the text before the image, and the text after it
+        found = composed().generate(
+            ROWS[0][None], pixel_values=images(1), no_repeat_ngram_size=2, sequence_bias={(wanted,): 1e4}, **GREEDY
+        )
+        new = found[0, -6:].tolist()
+        assert new[:2] == [wanted, wanted]
+        assert new[2] != wanted
+
+
 def test_prompt_lookup() -> None:
     """Speculative decoding from the prompt yields the greedy tokens."""
     model, ids, pixels = composed(), ROWS[0][None], images(1)
@@ -286,13 +298,16 @@ def test_prompt_lookup() -> None:
     assert model.generate(ids, pixel_values=pixels, prompt_lookup_num_tokens=2, **GREEDY).tolist() == expected.tolist()
 
 
-def test_repetition_penalty_changes_tokens_of_the_prompt() -> None:
-    """A penalty that rules out everything seen keeps the prompt's own tokens out of what is new."""
-    model = composed()
-    found = model.generate(ROWS[0][None], pixel_values=images(1), repetition_penalty=1e6, **GREEDY)
-    new = found[0, -6:].tolist()
-    assert len(set(new)) == 6
-    assert not set(new) & {5, 6, 7, 8, 9}
+@pytest.mark.parametrize("penalty", [1e9, 1e-9], ids=["ruled-out", "alone-allowed"])
+def test_repetition_penalty_sees_the_text_of_the_prompt(penalty: float) -> None:
+    """A huge penalty keeps the prompt's tokens out of what is new; a tiny one lets nothing else in."""
+    found = composed().generate(ROWS[0][None], pixel_values=images(1), repetition_penalty=penalty, **GREEDY)
+    text, new = {5, 6, 7, 8, 9}, found[0, -6:].tolist()
+    if penalty > 1:
+        assert len(set(new)) == 6
+        assert not text & set(new)
+    else:
+        assert set(new) <= text
 
 
 # --- where it stops ---------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ Everything here reads a module or a config; nothing changes it. Files that need 
 another ask here, so that supporting a model that differs in a new way is a row here and nothing elsewhere.
 """
 
+import copy
 import functools
 import inspect
 import re
@@ -12,7 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 from transformers.utils.generic import TransformersKwargs
@@ -264,6 +266,18 @@ def _is_stack(module: nn.Module) -> bool:
 
 def _holds_stack(module: nn.Module) -> bool:
     return any(_is_stack(inner) for inner in module.modules())
+
+
+def fixed_parameters(module: nn.Module) -> frozenset[str]:
+    """Parameters that a Hugging Face class never trains (Whisper's sinusoids), told by a copy without weights."""
+    if not isinstance(module, PreTrainedModel):
+        return frozenset()
+    try:
+        with torch.device("meta"), no_init_weights():
+            fresh = type(module)._from_config(copy.deepcopy(module.config))
+    except Exception:  # a class that cannot be made without weights: all of it trains
+        return frozenset()
+    return frozenset(name for name, parameter in fresh.named_parameters() if not parameter.requires_grad)
 
 
 def parameter_dtype(module: nn.Module) -> torch.dtype | None:

@@ -123,6 +123,7 @@ class ModalEncoderModule(nn.Module):
         super().train(mode)
         for module in (*self.encoder_modules, *self.projector_modules):
             freezing.set_mode(module, mode)
+        self.training = mode and not freezing.is_frozen(self)
         return self
 
     def forward(self, **inputs: Any) -> Rows:

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from cornstarch.models.multimodal_language_model import anatomy
+
 
 def is_frozen(part: nn.Module) -> bool:
     """Whether `part` has parameters and none of them trains."""
@@ -34,9 +36,10 @@ def thaw(part: nn.Module) -> None:
     """Let `part` train: its adapters where it has some, else all its parameters."""
     adapters = list(_tuners(part))
     if not adapters:
-        for parameter in part.parameters():
-            if parameter.is_floating_point() or parameter.is_complex():  # quantised weights have no gradient
-                parameter.requires_grad_(True)
+        fixed = anatomy.fixed_parameters(part)
+        for name, parameter in part.named_parameters():
+            if name not in fixed and (parameter.is_floating_point() or parameter.is_complex()):
+                parameter.requires_grad_(True)  # quantised weights have no gradient
         return
     for parameter in part.parameters():
         parameter.requires_grad_(False)
@@ -65,6 +68,11 @@ def active_adapters(part: nn.Module) -> list[str]:
     """The names of the adapters that take part in a PEFT-wrapped part's forward pass."""
     wrapped: Any = part
     return list(wrapped.active_adapters) if _is_peft_model(part) else []
+
+
+def learns_prompt(part: nn.Module) -> bool:
+    """Whether a part's active adapter puts learned vectors before the sequence, with positions of its own."""
+    return any(config.is_prompt_learning for config in adapter_configs(part).values())
 
 
 def wrap(part: nn.Module, folders: Mapping[str, Path], active: list[str]) -> nn.Module:

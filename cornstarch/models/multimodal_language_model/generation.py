@@ -1,13 +1,28 @@
 """5c. What generation must be told about a prompt that holds modality tokens.
 
-The language model's own `generate` runs on the merged embeddings. It also reads the prompt's ids, to find padding and
-to penalise repetition, and looks them up in the vocabulary; modality ids may lie beyond it.
+The language model's own `generate` runs on the merged embeddings. It also reads the prompt's ids, to penalise
+repetition, and modality ids may lie beyond the vocabulary. Logits processors ignore such ids in current versions of
+`transformers`; in older ones they fail, so there the ids are replaced while processors look.
 """
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
+
+
+@functools.cache
+def processors_ignore_unknown_ids() -> bool:
+    """Whether logits processors of the installed `transformers` pass over ids beyond the vocabulary."""
+    ids, scores = torch.tensor([[9, 9, 9]]), torch.zeros(1, 4)
+    try:
+        NoRepeatNGramLogitsProcessor(2)(ids, scores)
+        RepetitionPenaltyLogitsProcessor(2.0)(ids, scores)
+    except (IndexError, RuntimeError):
+        return False
+    return True
 
 
 def ids_within_vocabulary(
@@ -16,7 +31,7 @@ def ids_within_vocabulary(
     """The prompt with every id beyond the vocabulary replaced by a token its row has anyway.
 
     Processors that look at which tokens occurred (repetition penalties) then see the set of tokens they would have
-    seen, and no padding appears where there was none.
+    seen, and no padding appears where there was none. Processors that look at sequences of tokens may see one more.
 
     Args:
         input_ids: (B, S).

@@ -125,12 +125,12 @@ class MultimodalModel(Composition):
         Raises:
             ArgumentError: for an unknown key or a value of the wrong type; nothing is changed then.
         """
-        switch: Any = first if mode is None else mode
         if isinstance(first, Mapping):
             if encoders_mode is not None:
                 raise ArgumentError("encoders_mode was given twice, in first position and as a keyword")
-            encoders_mode, switch = first, True if mode is None else mode
-        self._check_train_arguments(switch, encoders_mode, llm_mode)
+            encoders_mode, first = dict(first), True
+        switch = first if mode is None else mode
+        self._check_train_arguments((first, switch), encoders_mode, llm_mode)
         encoders = self._modal_encoders
         if encoders_mode is None and llm_mode is not None:
             encoders_mode = dict.fromkeys(encoders, (llm_mode, llm_mode))
@@ -145,12 +145,13 @@ class MultimodalModel(Composition):
         freezing.set_mode(self.language_model, switch)
         return self
 
-    def _check_train_arguments(self, mode: Any, encoders_mode: Any, llm_mode: Any) -> None:
-        if not isinstance(mode, bool):
-            raise ArgumentError(
-                f"train() takes a mode (True or False) or a dict of encoder modes, found {mode!r}; "
-                f"known encoder keys: {', '.join(self._modality_keys) or 'none'}"
-            )
+    def _check_train_arguments(self, modes: tuple[Any, Any], encoders_mode: Any, llm_mode: Any) -> None:
+        for mode in modes:
+            if not isinstance(mode, bool):
+                raise ArgumentError(
+                    f"train() takes a mode (True or False) or a dict of encoder modes, found {mode!r}; "
+                    f"known encoder keys: {', '.join(self._modality_keys) or 'none'}"
+                )
         if llm_mode is not None and not isinstance(llm_mode, bool):
             raise ArgumentError(f"llm_mode must be True, False or None, found {llm_mode!r}")
         if encoders_mode is None:
@@ -224,7 +225,8 @@ class MultimodalModel(Composition):
         """Positions that follow the attention mask, and no cache where none is read, unless the caller said else."""
         taken = anatomy.language_model_arguments(freezing.unwrap(self.language_model)).names
         mask = arguments.get("attention_mask")
-        if "position_ids" in taken and "position_ids" not in arguments and mask is not None and mask.dim() == 2:
+        wanted = "position_ids" in taken and "position_ids" not in arguments
+        if wanted and mask is not None and mask.dim() == 2 and not freezing.learns_prompt(self.language_model):
             length = arguments["inputs_embeds"].shape[1]
             arguments["position_ids"] = merge.positions_from_mask(mask, length)
         if "use_cache" in taken and self.training and "past_key_values" not in arguments:
@@ -347,13 +349,15 @@ class MultimodalModel(Composition):
         features = self._encode(routed, encoder_outputs)
         inputs_embeds, _ = self._merge(input_ids, inputs.get("inputs_embeds"), None, features)
         arguments = self._preprocess_llm({**rest, "inputs_embeds": inputs_embeds}, input_ids, inputs)
-        if arguments.get("streamer") is not None:
-            arguments["streamer"] = generation.PromptStreamer(arguments["streamer"], input_ids)
-        arguments["input_ids"] = generation.ids_within_vocabulary(
+        arguments.pop("input_ids", None)
+        if generation.processors_ignore_unknown_ids():
+            return self.language_model.generate(**arguments, input_ids=input_ids)
+        known = generation.ids_within_vocabulary(
             input_ids, attention_mask, self._vocabulary, self._padding_id(arguments)
         )
-        generated = self.language_model.generate(**arguments)
-        return generation.restore_prompt(generated, input_ids)
+        if arguments.get("streamer") is not None:
+            arguments["streamer"] = generation.PromptStreamer(arguments["streamer"], input_ids)
+        return generation.restore_prompt(self.language_model.generate(**arguments, input_ids=known), input_ids)
 
     @property
     def _vocabulary(self) -> int:
