@@ -200,13 +200,13 @@ def _train(
     seed: int,
 ) -> tuple[list[float], list[tuple[int, float]]]:
     """Training losses, one a step, and validation losses with their steps."""
-    every = max(1, config.steps // VALIDATIONS)
+    validated = {round(config.steps * (number + 1) / VALIDATIONS) for number in range(VALIDATIONS)}
     held_out = [digits.training_batch(processor, chunk) for chunk in _chunks(validation)]
     validation_losses: list[tuple[int, float]] = []
     with Progress(config.steps) as progress:
 
         def on_step(record: StepRecord) -> None:
-            if record.step % every == 0 or record.step == config.steps:
+            if record.step in validated:
                 validation_losses.append((record.step, mean_loss(model, held_out)))
             progress.update(record)
 
@@ -278,13 +278,14 @@ def _draw(output: Path, outcome: Outcome, test: Sequence[Example], found: Sequen
     label = f"training ({IMAGE_DROPOUT:.0%} of the images blanked)"
     pictures.draw_losses(output / "loss.png", outcome.losses, outcome.validation, label)
     panels = _panels(test, found)
-    wrong = sum(not panel.is_right for panel in panels)
-    chosen = sorted(panels, key=lambda panel: panel.is_right)[:SHEET]
+    right = [panel for panel in panels if panel.is_right]
+    wrong = [panel for panel in panels if not panel.is_right]
+    first = wrong[: SHEET // 2]  # what went wrong is worth seeing, but should not look like the rule
     title = (
-        f"{outcome.exact_match:.1%} of {len(test):,} test answers right.  {wrong} of {len(panels)} images have a wrong "
-        f"one; {'they come first' if wrong <= SHEET else f'{SHEET} of them are shown'}."
+        f"{outcome.exact_match:.1%} of {len(test):,} test answers right.  {len(wrong)} of {len(panels)} images have a "
+        f"wrong one; {len(first)} of them come first."
     )
-    pictures.draw_predictions(output / "predictions.png", chosen, title)
+    pictures.draw_predictions(output / "predictions.png", (first + right)[:SHEET], title)
 
 
 def _panels(examples: Sequence[Example], found: Sequence[str]) -> list[Panel]:

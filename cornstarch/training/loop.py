@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from cornstarch.errors import ArgumentError, TrainingError
+from cornstarch.models.multimodal_language_model.merge import IGNORE_INDEX
 
-IGNORED = -100  # label of positions that carry no loss
 Batch = Mapping[str, Tensor]
 
 
@@ -137,7 +137,7 @@ def mean_loss(model: nn.Module, batches: Iterable[Batch]) -> float:
     model.eval()
     total, count = 0.0, 0
     for batch in batches:
-        labelled = int((batch["labels"] != IGNORED).sum())
+        labelled = int((batch["labels"] != IGNORE_INDEX).sum())
         total += float(model(**_placed(batch, model)).loss) * labelled
         count += labelled
     model.train(was_training)

@@ -178,7 +178,7 @@ class ModalEncoderModule(nn.Module):
         # Hooks of others (input gradients for checkpointing) would start a graph in a frozen encoder.
         free = freezing.is_frozen(self.module) and not tracked
         with torch.no_grad() if free else nullcontext():
-            return self.module(**arguments)
+            return freezing.run(self.module, arguments)
 
     def _project(self, hidden: Tensor) -> Any:
         if self.projector is None:

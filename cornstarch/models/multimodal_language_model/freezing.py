@@ -58,6 +58,15 @@ def unwrap(part: nn.Module) -> nn.Module:
     return wrapped.get_base_model() if _is_peft_model(part) else part  # type: ignore[no-any-return]
 
 
+def run(part: nn.Module, arguments: Mapping[str, Any]) -> Any:
+    """Call an encoder, past the text model's arguments that PEFT's task classes would add to the call."""
+    if _is_peft_model(part):
+        plain = sys.modules["peft"].PeftModel.forward
+        if type(part).forward is not plain:
+            return plain(part, **arguments)
+    return part(**arguments)
+
+
 def adapter_configs(part: nn.Module) -> dict[str, Any]:
     """The adapters of a PEFT-wrapped part, name to `PeftConfig`; empty for any other part."""
     wrapped: Any = part

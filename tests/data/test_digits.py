@@ -1,0 +1,165 @@
+"""The embedded data set: its split, its questions, its batches."""
+
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from cornstarch.cli import demo
+from cornstarch.data import digits
+from cornstarch.data.digits import Example, digit_questions
+from cornstarch.errors import ArgumentError
+
+ALL = [example for split in digits.SPLITS for example in digit_questions(split)]
+
+
+def of_image(index: int) -> list[Example]:
+    return [example for example in ALL if example.index == index]
+
+
+# --- the split --------------------------------------------------------------------------------------------------------
+
+
+def test_every_image_is_in_one_split_with_all_questions() -> None:
+    asked = Counter((example.index, example.kind) for example in ALL)
+    assert set(asked.values()) == {1}
+    assert set(asked) == {(index, kind) for index in range(1797) for kind in digits.QUESTIONS}
+
+
+def test_splits_share_no_image() -> None:
+    """By index, and no two splits hold more than chance repeats of the same pixels."""
+    indices = {split: {example.index for example in digit_questions(split)} for split in digits.SPLITS}
+    assert sum(len(of_split) for of_split in indices.values()) == 1797
+    seen = {split: {e.image.tobytes() for e in digit_questions(split)} for split in digits.SPLITS}
+    assert not seen["train"] & seen["test"]
+    assert not seen["train"] & seen["validation"]
+
+
+def test_sizes_and_proportions_of_digits() -> None:
+    """Seven, one and two in ten of every digit's images."""
+    counts = {split: Counter(e.answer for e in digit_questions(split) if e.kind == "name") for split in digits.SPLITS}
+    assert [sum(count.values()) for count in counts.values()] == [1266, 178, 353]
+    for word in digits.WORDS:
+        of_word = [counts[split][word] for split in digits.SPLITS]
+        assert np.allclose(np.array(of_word) / sum(of_word), [0.7, 0.1, 0.2], atol=0.02)
+
+
+def test_split_is_the_documented_rule() -> None:
+    """Counted per digit, whatever stands between."""
+    shown = [3] * 10 + [5] * 9 + [3] + [5] * 2
+    expected = ["train"] * 7 + ["validation"] + ["test"] * 2
+    assert digits.split_of_each(shown) == expected + expected[:9] + ["train"] + [expected[9], "train"]
+
+
+def test_split_is_fixed() -> None:
+    """The first test images of the data set as it is known today, and the same at every call."""
+    first = list(dict.fromkeys(example.index for example in digit_questions("test")))[:5]
+    assert first == sorted(first)
+    assert [example.index for example in digit_questions("test")] == [e.index for e in digit_questions("test")]
+    assert len(digit_questions("test")) == 3 * 353
+
+
+def test_unknown_split() -> None:
+    with pytest.raises(ArgumentError, match="'dev'.*train, validation, test"):
+        digit_questions("dev")
+
+
+def test_missing_scikit_learn_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['sklearn'] = sys.modules['sklearn.datasets'] = None\n"
+        "from cornstarch.data import digit_questions\n"
+        "try: digit_questions('test')\n"
+        "except ImportError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "scikit-learn" in done.stdout
+    assert "cornstarch[demo]" in done.stdout
+
+
+# --- questions --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("digit", range(10))
+def test_answers(digit: int) -> None:
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    assert digits.answer("name", digit) == words[digit]
+    assert digits.answer("even", digit) == ("yes" if digit in {0, 2, 4, 6, 8} else "no")
+    assert digits.answer("larger", digit) == ("yes" if digit in {6, 7, 8, 9} else "no")
+
+
+def test_questions_are_about_what_the_image_shows() -> None:
+    """The first image is scikit-learn's first, a zero, with its pixels from 0 to 16 as 0 to 255."""
+    from sklearn.datasets import load_digits
+
+    name, even, larger = of_image(0)
+    assert (name.question, name.answer) == ("Which digit is written here?", "zero")
+    assert (even.question, even.answer) == ("Is the digit even?", "yes")
+    assert (larger.question, larger.answer) == ("Is the digit larger than five?", "no")
+    pixels = np.asarray(name.image)
+    assert pixels.shape == (8, 8, 3)
+    assert np.abs(pixels[..., 0] / 255 * 16 - load_digits().images[0]).max() < 0.05
+
+
+def test_majority_rate() -> None:
+    """By hand: 'one' in two of three names, 'no' in one of one."""
+    image = ALL[0].image
+    pairs = [("name", "one"), ("name", "one"), ("name", "two"), ("even", "no")]
+    examples = [Example(index=0, image=image, kind=kind, answer=answer) for kind, answer in pairs]
+    assert digits.majority_rate(examples) == 3 / 4
+    assert 0.39 < digits.majority_rate(digit_questions("test")) < 0.42
+
+
+# --- changed images ---------------------------------------------------------------------------------------------------
+
+
+def test_blanked() -> None:
+    """All background, the question and answer kept, the original untouched."""
+    before = np.asarray(ALL[0].image).copy()
+    blank = digits.blanked(ALL[0])
+    assert not np.asarray(blank.image).any()
+    assert (blank.image.size, blank.image.mode) == (ALL[0].image.size, ALL[0].image.mode)
+    assert (blank.kind, blank.answer) == (ALL[0].kind, ALL[0].answer)
+    assert np.array_equal(np.asarray(ALL[0].image), before)
+
+
+def test_shifted() -> None:
+    """Right and down are positive, and nothing comes in at the other edge."""
+    before = np.asarray(ALL[0].image)
+    moved = np.asarray(digits.shifted(ALL[0], 1, -2).image)
+    assert np.array_equal(moved[:-2, 1:], before[2:, :-1])
+    assert not moved[-2:].any()
+    assert not moved[:, :1].any()
+    assert np.array_equal(np.asarray(digits.shifted(ALL[0], 0, 0).image), before)
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def test_only_answer_and_end_token_are_labelled() -> None:
+    """Per row, what is labelled decodes to the answer and the end token; nothing else is labelled."""
+    _, processor = demo.build(0)
+    examples = of_image(0) + of_image(7)
+    batch = digits.training_batch(processor, examples)
+    for row, example in enumerate(examples):
+        labels = batch["labels"][row]
+        assert processor.decode(labels[labels != digits.IGNORED]) == example.answer + "<eos>"
+        assert torch.equal(labels[labels != -100], batch["input_ids"][row][labels != -100])
+        assert processor.decode(batch["input_ids"][row], skip_special_tokens=True) == (
+            f"{example.question} {example.answer}"
+        )
+
+
+def test_prompts_end_where_the_answer_begins() -> None:
+    """A prompt's tokens are those of the training row before its labels."""
+    _, processor = demo.build(0)
+    examples = of_image(3)
+    prompts, rows = digits.prompt_batch(processor, examples), digits.training_batch(processor, examples)
+    assert "labels" not in prompts
+    for row in range(3):
+        unlabelled = (rows["labels"][row] == digits.IGNORED) & rows["attention_mask"][row].bool()
+        tokens = prompts["input_ids"][row][prompts["attention_mask"][row].bool()]
+        assert torch.equal(rows["input_ids"][row][unlabelled], tokens)
+        assert prompts["attention_mask"][row, -1] == 1

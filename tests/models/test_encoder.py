@@ -1,0 +1,324 @@
+"""One modality's encoder: order of callbacks, what an encoder may be, what its output may look like."""
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from torch import nn
+from transformers import ConvNextConfig, ConvNextModel, SamVisionConfig, SamVisionModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from cornstarch import (
+    ArgumentError,
+    ModalEncoderModule,
+    MultimodalModel,
+    MultimodalProjector,
+    MultimodalProjectorConfig,
+    OutputHiddenStates,
+    SelectFeatures,
+)
+from tests import parts
+
+IMAGE = 300
+
+
+def composed(encoder: ModalEncoderModule, **kwargs: Any) -> MultimodalModel:
+    model = MultimodalModel({"x": encoder}, parts.llama(), **kwargs)
+    model.set_modality_token_ids({"x": IMAGE})
+    return model
+
+
+def ids(positions: int) -> torch.Tensor:
+    return torch.tensor([[5, *[IMAGE] * positions, 6]])
+
+
+# --- construction -----------------------------------------------------------------------------------------------------
+
+
+def test_module_is_another_spelling_of_model() -> None:
+    tower = parts.clip()
+    assert ModalEncoderModule(tower).module is ModalEncoderModule(module=tower).module is tower
+    assert ModalEncoderModule(tower).config is tower.config
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"model": parts.clip(), "module": parts.clip()}, {"model": "clip"}, {"model": parts.clip(), "projector": 3}]
+    + [{"model": parts.clip(), "additional_args": "image_sizes"}],
+)
+def test_arguments_that_make_no_encoder(arguments: dict) -> None:
+    with pytest.raises(ArgumentError):
+        ModalEncoderModule(**arguments)
+
+
+@pytest.mark.parametrize("kind, modules", [("linear", 1), ("mlp", 3)])
+def test_missing_projectors_are_made(kind: str, modules: int) -> None:
+    """From the encoder's width to the embeddings', of the kind and activation asked for."""
+    model = composed(ModalEncoderModule(parts.clip()), init_projector_type=kind, init_activation="silu")
+    projection = model.x_encoder.projector.projection
+    assert (1 if isinstance(projection, nn.Linear) else len(projection)) == modules
+    assert model.x_encoder.projector(torch.zeros(2, 16)).shape == (2, 24)
+    assert modules == 1 or isinstance(projection[1], nn.SiLU)
+
+
+@pytest.mark.parametrize("arguments", [{"projection_type": "qformer"}, {"activation": "gelo"}])
+def test_unknown_projector_names_list_the_known_ones(arguments: dict) -> None:
+    with pytest.raises(ValueError, match=r"linear, mlp|gelu, .*silu"):
+        MultimodalProjectorConfig(**arguments)
+    renamed = {f"init_{'projector_type' if 'type' in name else name}": value for name, value in arguments.items()}
+    with pytest.raises(ValueError, match=r"linear, mlp|gelu, .*silu"):
+        composed(ModalEncoderModule(parts.clip()), **renamed)
+
+
+@pytest.mark.parametrize("widths", [(16, 25), (15, 24)])
+def test_a_projector_that_does_not_fit(widths: tuple[int, int]) -> None:
+    """Both sizes are in the message."""
+    found, expected = next(pair for pair in zip(widths, (16, 24), strict=True) if pair[0] != pair[1])
+    for module in (nn.Linear(*widths), nn.Sequential(nn.Linear(widths[0], 8), nn.GELU(), nn.Linear(8, widths[1]))):
+        with pytest.raises(ValueError, match=f"'x'.*{found}.*{expected}"):
+            composed(ModalEncoderModule(parts.clip(), MultimodalProjector(None, module)))
+
+
+def test_projector_config_states_widths_or_says_so() -> None:
+    config = MultimodalProjectorConfig(parts.clip().config, parts.llama().config)
+    assert (config.in_features, config.out_features) == (16, 24)
+    with pytest.raises(ArgumentError, match="encoder_config"):
+        MultimodalProjector(MultimodalProjectorConfig(None, parts.llama().config))
+    with pytest.raises(ArgumentError, match="config or a projection"):
+        MultimodalProjector(None)
+
+
+# --- the order of a forward pass --------------------------------------------------------------------------------------
+
+
+def test_callbacks_run_in_order_with_the_encoders_inputs() -> None:
+    """preprocess, encoder, module callback, projector, projector callback; extra arguments stop before the encoder."""
+    order: list[str] = []
+
+    def before(inputs: dict) -> dict:
+        order.append("preprocess")
+        assert set(inputs) == {"pixel_values", "crops"}
+        return {**inputs, "pixel_values": inputs["pixel_values"] * inputs["crops"]}
+
+    def between(inputs: dict, output: BaseModelOutput) -> torch.Tensor:
+        order.append("module")
+        assert inputs["crops"] == 2
+        return output.last_hidden_state[:, :3]
+
+    def after(inputs: dict, output: torch.Tensor) -> torch.Tensor:
+        order.append("projector callback")
+        assert output.shape == (1, 3, 24)
+        return output[:, :2]
+
+    encoder = ModalEncoderModule(
+        parts.clip(),
+        additional_args=("crops",),
+        preprocess_callback=before,
+        postprocess_module_callback=between,
+        postprocess_projector_callback=after,
+    )
+    model = composed(encoder).eval()
+    for name in ("module", "projector"):
+        model.x_encoder.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: order.append(f"<{name}>"))
+    pixels = torch.randn(1, 3, 16, 16)
+    found = model(input_ids=ids(2), pixel_values=pixels, crops=2).logits
+    assert order == ["preprocess", "<module>", "module", "<projector>", "projector callback"]
+    features = encoder.projector(encoder.module(pixels * 2).last_hidden_state[:, :3])[:, :2]
+    embeds = model.get_input_embeddings()(torch.tensor([[5, 0, 0, 6]]))
+    embeds = torch.cat([embeds[:, :1], features, embeds[:, -1:]], dim=1)
+    torch.testing.assert_close(found, model.language_model(inputs_embeds=embeds).logits, rtol=0, atol=1e-5)
+
+
+def test_encoder_outputs_stand_between_module_callback_and_projector() -> None:
+    """Given instead of the input: equal logits, and neither callback nor encoder runs."""
+    calls = []
+    callback = lambda inputs, output: calls.append(1) or output.last_hidden_state[:, 1:]  # noqa: E731
+    model = composed(ModalEncoderModule(parts.clip(), postprocess_module_callback=callback)).eval()
+    pixels = torch.randn(1, 3, 16, 16)
+    expected = model(input_ids=ids(4), pixel_values=pixels).logits
+    hidden = model.x_encoder.module(pixels).last_hidden_state[:, 1:]
+    found = model(input_ids=ids(4), encoder_outputs={"x": hidden}).logits
+    assert torch.equal(found, expected)
+    assert len(calls) == 1
+
+
+def test_the_packages_callbacks() -> None:
+    """Layers and rows are those that Hugging Face numbers; asking without hidden states says what is missing."""
+    tower = parts.clip().eval()
+    pixels = torch.randn(1, 3, 16, 16)
+    states = tower(pixels, output_hidden_states=True)
+    one = SelectFeatures(layers=(-2,), skip_first=1)({}, states)
+    assert torch.equal(one, states.hidden_states[-2][:, 1:])
+    two = SelectFeatures(layers=(0, -1))({}, states)
+    assert torch.equal(two, torch.cat([states.hidden_states[0], states.hidden_states[-1]], dim=-1))
+    assert torch.equal(SelectFeatures(skip_first=1)({}, states), states.last_hidden_state[:, 1:])
+    assert OutputHiddenStates()({"a": 1}) == {"a": 1, "output_hidden_states": True}
+    with pytest.raises(ArgumentError, match="OutputHiddenStates"):
+        SelectFeatures(layers=(-2,))({}, tower(pixels))
+
+
+# --- what an encoder may be -------------------------------------------------------------------------------------------
+
+
+class Plain(nn.Module):
+    """A module of the user's own, with the output in one of several forms."""
+
+    def __init__(self, form: str = "tensor") -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 16)
+        self.form = form
+
+    def forward(self, readings: torch.Tensor) -> Any:
+        rows = self.layer(readings)
+        return {"tensor": rows, "tuple": (rows, None), "output": BaseModelOutput(rows), "list": list(rows)}[self.form]
+
+
+@pytest.mark.parametrize("form", ["tensor", "tuple", "output", "list"])
+def test_plain_modules_and_forms_of_output(form: str) -> None:
+    """The same features whatever form the hidden states come in."""
+    module = Plain(form)
+    module.hidden_size = 16
+    encoder = ModalEncoderModule(module)
+    model = composed(encoder)
+    readings = torch.randn(2, 3, 4)
+    features = encoder(readings=readings)
+    rows = torch.cat(features) if form == "list" else features.flatten(0, 1)
+    assert torch.equal(rows, encoder.projector(module.layer(readings)).flatten(0, 1))
+    model(input_ids=ids(6), readings=readings)
+
+
+def test_a_plain_module_with_a_projector_needs_no_width() -> None:
+    model = composed(ModalEncoderModule(Plain(), MultimodalProjector(None, nn.Linear(16, 24))))
+    model(input_ids=ids(3), readings=torch.randn(1, 3, 4))
+
+
+def test_a_plain_module_without_width_or_projector() -> None:
+    with pytest.raises(ValueError, match=r"'x'.*Plain.*hidden_size"):
+        composed(ModalEncoderModule(Plain()))
+
+
+def test_one_vector_an_input() -> None:
+    """A pooled output is one position per input."""
+
+    class Pooled(Plain):
+        hidden_size = 16
+
+        def forward(self, readings: torch.Tensor) -> torch.Tensor:
+            return self.layer(readings).mean(1)
+
+    model = composed(ModalEncoderModule(Pooled()))
+    model(input_ids=torch.cat([ids(1), ids(1)]), readings=torch.randn(2, 3, 4))
+    with pytest.raises(ValueError, match="first sample that disagrees is 0"):
+        model(
+            input_ids=torch.tensor([[IMAGE, 5, 5, 5], [IMAGE, IMAGE, 5, 5]]).flip(0)[:, :3],
+            readings=torch.randn(2, 3, 4),
+        )
+
+
+def test_an_output_without_hidden_states() -> None:
+    class Nothing(Plain):
+        hidden_size = 16
+
+        def forward(self, readings: torch.Tensor) -> None:
+            return None
+
+    with pytest.raises(ArgumentError, match=r"Nothing gave NoneType.*hidden states"):
+        composed(ModalEncoderModule(Nothing()))(input_ids=ids(1), readings=torch.randn(1, 3, 4))
+
+
+@pytest.mark.parametrize("name", ["sam", "convnext"])
+def test_maps_are_rows_in_row_major_order(name: str) -> None:
+    """4-D maps (N, D, H, W): feature h * W + w is the projection of the map at (h, w); fp32, 1e-5."""
+    if name == "sam":
+        tower = SamVisionModel(
+            SamVisionConfig(
+                hidden_size=16,
+                output_channels=12,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                image_size=32,
+                patch_size=8,
+                mlp_dim=16,
+                window_size=2,
+                global_attn_indexes=[0],
+                num_pos_feats=8,
+            )
+        )
+    else:
+        tower = ConvNextModel(ConvNextConfig(hidden_sizes=[8, 12], depths=[1, 1], num_stages=2, patch_size=4))
+    encoder = ModalEncoderModule(tower)
+    model = composed(encoder).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    maps = tower(pixels).last_hidden_state
+    assert maps.dim() == 4
+    features = encoder(pixel_values=pixels)
+    width = maps.shape[-1]
+    for h, w in ((0, 1), (1, 0), (maps.shape[2] - 1, width - 1)):
+        torch.testing.assert_close(
+            features[1, h * width + w], encoder.projector(maps[1, :, h, w]), rtol=1e-5, atol=1e-5
+        )
+    model(input_ids=ids(2 * features.shape[1]), pixel_values=pixels)
+
+
+def test_padded_sounds_are_trimmed_to_their_own_length() -> None:
+    """Features of a sound in a padded batch: as many as alone; their values are the padded encoder's; exact."""
+    encoder = ModalEncoderModule(parts.wav2vec2())
+    model = composed(encoder).eval()
+    sounds = torch.zeros(2, 400)
+    sounds[0, :150], sounds[1] = torch.randn(150), torch.randn(400)
+    mask = torch.ones(2, 400, dtype=torch.long)
+    mask[0, 150:] = 0
+    features = encoder(input_values=sounds, attention_mask=mask)
+    alone = encoder(input_values=sounds[:1, :150])
+    assert [len(rows) for rows in features] == [alone.shape[1], encoder(input_values=sounds)[1].shape[0]]
+    padded = encoder.projector(encoder.module(sounds, attention_mask=mask).last_hidden_state)
+    assert torch.equal(features[0], padded[0, : alone.shape[1]])
+    positions = sum(len(rows) for rows in features)
+    model(input_ids=ids(positions), input_values=sounds, x_attention_mask=mask)
+
+
+# --- wrapped, and in other dtypes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", [None, TaskType.FEATURE_EXTRACTION], ids=str)
+def test_an_encoder_that_peft_wraps(task: TaskType | None) -> None:
+    """The image reaches the language model, through the adapters; only they train; names are found underneath."""
+    wrapped = get_peft_model(
+        parts.clip(), LoraConfig(target_modules=["q_proj"], task_type=task, init_lora_weights=False)
+    )
+    model = composed(ModalEncoderModule(wrapped)).eval()
+    assert model.x_encoder.config.hidden_size == 16
+    logits = [model(input_ids=ids(5), pixel_values=torch.randn(1, 3, 16, 16)).logits for _ in range(2)]
+    assert not torch.allclose(logits[0], logits[1])
+    pixels = torch.randn(1, 3, 16, 16)
+    before = model(input_ids=ids(5), pixel_values=pixels).logits
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(1)
+    assert not torch.allclose(model(input_ids=ids(5), pixel_values=pixels).logits, before)
+    model.train()(input_ids=ids(5), pixel_values=pixels, labels=ids(5)).loss.backward()
+    assert all((p.grad is not None) == ("lora_" in name) for name, p in wrapped.named_parameters())
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(
+    "encoder_dtype, text_dtype", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)]
+)
+def test_parts_of_two_dtypes(encoder_dtype: torch.dtype, text_dtype: torch.dtype, autocast: bool) -> None:
+    """Forward, backward, generate, also under autocast; each gradient in its parameter's dtype."""
+    encoder = ModalEncoderModule(parts.clip().to(encoder_dtype))
+    model = MultimodalModel({"x": encoder}, parts.llama().to(text_dtype), init_projector_type="mlp")
+    model.set_modality_token_ids({"x": IMAGE})
+    assert model.dtype == text_dtype
+    inputs = {"input_ids": ids(5), "pixel_values": torch.randn(1, 3, 16, 16)}
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = model(**inputs, labels=ids(5)).loss
+        loss.backward()
+        new = model.eval().generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert torch.isfinite(loss)
+    assert new.shape == (1, 10)
+    trained = [p for p in model.parameters() if p.grad is not None]
+    assert all(torch.isfinite(p.grad).all() and p.grad.dtype == p.dtype for p in trained)
+    assert {p.dtype for p in trained} == {encoder_dtype, text_dtype}
