@@ -44,8 +44,13 @@ def test_module_is_another_spelling_of_model() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"model": parts.clip(), "module": parts.clip()}, {"model": "clip"}, {"model": parts.clip(), "projector": 3}]
-    + [{"model": parts.clip(), "additional_args": "image_sizes"}],
+    [
+        {},
+        {"model": parts.clip(), "module": parts.clip()},
+        {"model": "clip"},
+        {"model": parts.clip(), "projector": 3},
+        {"model": parts.clip(), "additional_args": "image_sizes"},
+    ],
 )
 def test_arguments_that_make_no_encoder(arguments: dict) -> None:
     with pytest.raises(ArgumentError):
@@ -59,7 +64,7 @@ def test_missing_projectors_are_made(kind: str, modules: int) -> None:
     projection = model.x_encoder.projector.projection
     assert (1 if isinstance(projection, nn.Linear) else len(projection)) == modules
     assert model.x_encoder.projector(torch.zeros(2, 16)).shape == (2, 24)
-    assert modules == 1 or isinstance(projection[1], nn.SiLU)
+    assert modules == 1 or torch.equal(projection[1](torch.ones(1)), nn.functional.silu(torch.ones(1)))
 
 
 @pytest.mark.parametrize("arguments", [{"projection_type": "qformer"}, {"activation": "gelo"}])
@@ -85,7 +90,7 @@ def test_projector_config_states_widths_or_says_so() -> None:
     assert (config.in_features, config.out_features) == (16, 24)
     with pytest.raises(ArgumentError, match="encoder_config"):
         MultimodalProjector(MultimodalProjectorConfig(None, parts.llama().config))
-    with pytest.raises(ArgumentError, match="config or a projection"):
+    with pytest.raises(ArgumentError, match="or a projection module"):
         MultimodalProjector(None)
 
 
@@ -209,11 +214,6 @@ def test_one_vector_an_input() -> None:
 
     model = composed(ModalEncoderModule(Pooled()))
     model(input_ids=torch.cat([ids(1), ids(1)]), readings=torch.randn(2, 3, 4))
-    with pytest.raises(ValueError, match="first sample that disagrees is 0"):
-        model(
-            input_ids=torch.tensor([[IMAGE, 5, 5, 5], [IMAGE, IMAGE, 5, 5]]).flip(0)[:, :3],
-            readings=torch.randn(2, 3, 4),
-        )
 
 
 def test_an_output_without_hidden_states() -> None:
