@@ -1,5 +1,6 @@
 """How many positions an input takes: arithmetic, meta device and a real run agree with the module itself."""
 
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -81,6 +82,8 @@ def test_meta_equals_the_module_and_costs_nothing(name: str) -> None:
 def test_a_module_that_needs_values_runs_once_for_real() -> None:
     """Its answer is remembered by shape; running it changes neither statistics nor the random stream."""
 
+    runs = []
+
     class Picky(nn.Module):
         hidden_size = 16
 
@@ -88,10 +91,9 @@ def test_a_module_that_needs_values_runs_once_for_real() -> None:
             super().__init__()
             self.norm = nn.BatchNorm1d(3)
             self.layer = nn.Linear(8, 16)
-            self.runs = 0
 
         def forward(self, signal: torch.Tensor) -> torch.Tensor:
-            self.runs += 1
+            runs.append(signal.device.type)
             rows = int(signal.abs().sum().clamp(min=2, max=2).item())
             return nn.functional.dropout(self.layer(self.norm(signal)), 0.5, self.training)[:, :rows]
 
@@ -101,9 +103,35 @@ def test_a_module_that_needs_values_runs_once_for_real() -> None:
     counter = feature_counts.FeatureCounter()
     for _ in range(2):
         assert counter.count(encoder, {"signal": torch.ones(4, 3, 8)}, 4, lambda index: {}) == [2] * 4
-    assert encoder.module.runs == 2, "once on the meta device, where it fails, and once for real"
+    assert runs == ["meta", "cpu"], "once on the meta device, where it fails, and once for real"
     assert torch.equal(encoder.module.norm.running_mean, before[0])
     assert torch.equal(torch.get_rng_state(), before[1])
+
+
+def test_counting_while_the_model_trains_in_another_thread() -> None:
+    """Losses of a training loop are the same whether or not a thread counts features meanwhile; exact."""
+    encoder = ModalEncoderModule(parts.clip(), postprocess_projector_callback=lambda inputs, output: output[:, :2])
+    model = MultimodalModel({"x": encoder}, parts.llama()).train()
+    model.set_modality_token_ids({"x": 300})
+    inputs = {"input_ids": torch.tensor([[5, 300, 300, 6]]), "pixel_values": torch.ones(1, 3, 16, 16)}
+    done = threading.Event()
+
+    def count() -> None:
+        while not done.is_set():
+            counted(encoder, inputs_of("clip", 1), 1)
+
+    def losses() -> list[float]:
+        return [model(**inputs, labels=inputs["input_ids"]).loss.item() for _ in range(20)]
+
+    alone = losses()
+    thread = threading.Thread(target=count)
+    thread.start()
+    try:
+        together = losses()
+    finally:
+        done.set()
+        thread.join()
+    assert together == alone
 
 
 def test_a_replaced_projector_is_asked_anew() -> None:

@@ -229,15 +229,36 @@ def test_the_callers_own_parts_must_be_given_again(tmp_path: Path) -> None:
     assert loaded.vision_encoder.postprocess_module_callback is first_rows
 
 
-def test_no_code_that_a_file_names_is_run(tmp_path: Path) -> None:
+def test_no_code_that_a_file_names_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A config that names a class outside transformers, or something in it that is no model."""
+    (tmp_path / "evil_module.py").write_text("Model = None")
+    monkeypatch.syspath_prepend(tmp_path)
     parts.vision_model().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    for path in ("os.system", "subprocess.Popen", "transformers.utils.hub.cached_file", "transformers.os.system"):
+    for path in ("evil_module.Model", "os.system", "transformers.utils.hub.cached_file", "transformers.os.system"):
         config["language_model"]["class"] = path
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(CheckpointError, match="language_model"):
             MultimodalModel.from_pretrained(tmp_path)
+    assert "evil_module" not in sys.modules
+
+
+def test_no_file_outside_the_folder_is_read(tmp_path: Path) -> None:
+    """An index that points elsewhere, and a modality key that is a path."""
+    folder = tmp_path / "saved"
+    parts.vision_model().save_pretrained(folder, max_shard_size="10KB")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    plain = json.dumps(index)
+    index["weight_map"][next(iter(index["weight_map"]))] = "../elsewhere.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="elsewhere"):
+        MultimodalModel.from_pretrained(folder)
+    (folder / "model.safetensors.index.json").write_text(plain)
+    config = json.loads((folder / "config.json").read_text())
+    config["encoders"]["../../vision"] = config["encoders"].pop("vision")
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="no identifier"):
+        MultimodalModel.from_pretrained(folder)
 
 
 REMOTE = """

@@ -4,8 +4,8 @@ Arithmetic where it is enough; else the encoder module is asked, on the `meta` d
 only, no work), else once for real.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -106,10 +106,10 @@ def _by_arithmetic(encoder: ModalEncoderModule, inputs: Inputs, number: int) -> 
 
 def _ask(encoder: ModalEncoderModule, inputs: Inputs, number: int) -> list[int]:
     """Run the encoder module on `inputs` and read the counts off its features."""
-    with torch.no_grad(), _evaluating(encoder):
+    with torch.no_grad():
         try:
             features = _run_on_meta(encoder, inputs)
-        except Exception:  # a module that needs values, or a buffer PyTorch does not know of: run it for real
+        except Exception:  # a module that needs values, or a tensor PyTorch does not know of: run it for real
             features = _run(encoder, inputs)
     if isinstance(features, list):
         return [rows.shape[0] for rows in features]
@@ -119,7 +119,6 @@ def _ask(encoder: ModalEncoderModule, inputs: Inputs, number: int) -> list[int]:
 
 
 def _run_on_meta(encoder: ModalEncoderModule, inputs: Inputs) -> Rows:
-    state = {name: torch.empty_like(value, device="meta") for name, value in _state(encoder)}
     # Whole numbers are geometry (grids, sizes, masks), which a module may read; pixels and sounds are not.
     shapes = {
         name: torch.empty_like(value, device="meta")
@@ -127,32 +126,21 @@ def _run_on_meta(encoder: ModalEncoderModule, inputs: Inputs) -> Rows:
         else value
         for name, value in inputs.items()
     }
-    return torch.func.functional_call(encoder, state, args=(), kwargs=shapes)  # type: ignore[no-any-return]
-
-
-def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()
+    return _stand_in(encoder, lambda weight: torch.empty_like(weight, device="meta"))(**shapes)  # type: ignore[no-any-return]
 
 
 def _run(encoder: ModalEncoderModule, inputs: Inputs) -> Rows:
     device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
     placed = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in inputs.items()}
     with torch.random.fork_rng(devices=[]):
-        return encoder(**placed)  # type: ignore[no-any-return]
+        return _stand_in(encoder, lambda weight: weight)(**placed)  # type: ignore[no-any-return]
 
 
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, with every submodule's own flag put back afterwards."""
-    flags = [(inner, inner.training) for inner in module.modules()]
-    try:
-        for inner, _ in flags:
-            inner.training = False
-        yield
-    finally:
-        for inner, flag in flags:
-            inner.training = flag
+def _stand_in(encoder: ModalEncoderModule, weight: Callable[[Tensor], Tensor]) -> ModalEncoderModule:
+    """A copy of the module around other weights, in evaluation mode: the module may be training in another thread."""
+    memo: dict[int, Any] = {id(buffer): weight(buffer) for buffer in encoder.buffers()}
+    memo |= {id(p): nn.Parameter(weight(p.detach()), requires_grad=False) for p in encoder.parameters()}
+    return copy.deepcopy(encoder, memo).eval()
 
 
 def _callbacks(encoder: ModalEncoderModule) -> list[Any]:

@@ -175,6 +175,9 @@ def load(
         )
     if description["format"] > _FORMAT:
         raise CheckpointError(f"{folder} has format {description['format']}, this version reads up to {_FORMAT}")
+    for key in description["encoders"]:
+        if not key.isidentifier():
+            raise CheckpointError(f"{folder / _CONFIG} has the modality key {key!r}, which is no identifier")
     _check_custom_objects(description, custom_objects)
     wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     options = {"dtype": wanted, "attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
@@ -323,8 +326,11 @@ def _tensor_at(model: nn.Module, name: str) -> Any:
 def _weight_files(folder: Path) -> list[Path]:
     if not (folder / _INDEX).is_file():
         return [folder / _WEIGHTS]
-    index = library.read_json(folder / _INDEX)
-    return [folder / name for name in sorted(set(index["weight_map"].values()))]
+    names = sorted(set(library.read_json(folder / _INDEX)["weight_map"].values()))
+    for name in names:
+        if _STALE.fullmatch(name) is None:
+            raise CheckpointError(f"{folder / _INDEX} names {name!r}, which is no file of a saved model")
+    return [folder / name for name in names]
 
 
 def _read_tensors(path: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
