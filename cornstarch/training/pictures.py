@@ -137,7 +137,7 @@ def _frame(axes: Any) -> None:
 
 
 def _write_answer(axes: Any, answered: Answered, x: float, y: float) -> None:
-    style = {"va": "center", "parse_math": False}
+    style = {"va": "center", "parse_math": False, "clip_on": True}
     axes.text(x, y, answered.question, fontsize=8.5, color=_FAINT, **style)
     verdict = f"✓ {_shown(answered.found)}"
     if not answered.is_right:

@@ -63,7 +63,7 @@ def test_split_is_fixed() -> None:
 
 
 def test_unknown_split() -> None:
-    with pytest.raises(ArgumentError, match="'dev'.*train, validation, test"):
+    with pytest.raises(ArgumentError, match=r"'dev'.*train, validation, test"):
         digit_questions("dev")
 
 

@@ -1,6 +1,7 @@
 """The training loop on tiny problems, and how it shows where it is."""
 
 import io
+import itertools
 import math
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -165,7 +166,7 @@ def test_schedule() -> None:
     rates = [learning_rate_at(step, config) for step in range(1, 101)]
     assert rates[:10] == pytest.approx([0.2 * step for step in range(1, 11)])
     assert max(rates) == rates[9] == 2.0
-    assert all(later < earlier for earlier, later in zip(rates[9:], rates[10:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[9:]))
     assert 0 < rates[-1] < 0.01
     assert learning_rate_at(1, LoopConfig(steps=1, learning_rate=2.0)) == 2.0
 

@@ -13,6 +13,9 @@ from torch import nn
 
 from cornstarch.models.multimodal_language_model import anatomy
 
+# Where PEFT keeps a module that it trains a copy of, and the copies; `set_adapter` says which of them train.
+_COPIES = (".original_module.", ".modules_to_save.")
+
 
 def is_frozen(part: nn.Module) -> bool:
     """Whether `part` has parameters and none of them trains."""
@@ -138,13 +141,9 @@ def _thaw_adapters(peft_model: Any) -> None:
         return
     tuner = peft_model.base_model
     tuner.set_adapter(active)  # the adapters' own weights, modules to save, trainable tokens
-    for name in active:
-        bias = getattr(peft_model.peft_config[name], "bias", "none")
-        if bias == "none":
-            continue
-        tuned = {id(module) for module in tuner.modules() if hasattr(module, "base_layer")}
-        for module in tuner.modules():
-            if bias == "all" or id(module) in tuned:
-                own = getattr(module, "base_layer", module)
-                if getattr(own, "bias", None) is not None and isinstance(own.bias, nn.Parameter):
-                    own.bias.requires_grad_(True)
+    kinds = {getattr(peft_model.peft_config[name], "bias", "none") for name in active}
+    for name, parameter in tuner.named_parameters():
+        if name.endswith("base_layer.bias"):
+            parameter.requires_grad_(kinds != {"none"})
+        elif name.endswith(".bias") and "all" in kinds and not any(copy in name for copy in _COPIES):
+            parameter.requires_grad_(True)
