@@ -25,6 +25,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from cornstarch import ModalEncoderModule, MultimodalModel, MultimodalProcessor
 
 VOCABULARY = 256 + 3
+SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 def tokenizer(with_bos_and_eos: bool = False, **kwargs: Any) -> PreTrainedTokenizerFast:

@@ -18,7 +18,7 @@ from cornstarch import (
     OutputHiddenStates,
     SelectFeatures,
 )
-from tests import parts
+from tests import parts, tiny
 
 IMAGE = 300
 
@@ -261,6 +261,38 @@ def test_maps_are_rows_in_row_major_order(name: str) -> None:
     model(input_ids=ids(2 * features.shape[1]), pixel_values=pixels)
 
 
+def test_maps_that_are_not_square() -> None:
+    """Rows of a 2 x 3 map equal an explicit loop over height, then width; exact."""
+    encoder = ModalEncoderModule(tiny.encoder("convnext"), MultimodalProjector(None, nn.Identity()))
+    pixels = torch.randn(2, 3, 16, 24)
+    maps = encoder.eval().module(pixels).last_hidden_state
+    assert maps.shape[2:] == (2, 3)
+    loop = torch.stack([torch.stack([image[:, h, w] for h in range(2) for w in range(3)]) for image in maps])
+    assert torch.equal(encoder(pixel_values=pixels), loop)
+
+
+@pytest.mark.parametrize("family", ["qwen2-vl", "qwen2.5-vl"])
+def test_merged_rows_of_packed_towers(family: str) -> None:
+    """Two images of different sizes: each yields its merged rows, as the tower's own `pooler_output`; exact."""
+    tower = tiny.encoder(family).eval()
+    model = composed(ModalEncoderModule(tower)).eval()
+    assert model.x_encoder.projector.widths == (40, 24)
+    grid = torch.tensor([[1, 4, 6], [1, 2, 4]])
+    pixels = torch.randn(int(grid.prod(-1).sum()), 3 * 2 * tiny.PATCH**2)
+    merged = model.x_encoder.projector(tower(pixels, grid_thw=grid).pooler_output)
+    features = model.x_encoder(hidden_states=pixels, grid_thw=grid)
+    assert [len(rows) for rows in features] == [6, 2]
+    assert torch.equal(torch.cat(features), merged)
+
+    samples = tiny.padded([[5, *[IMAGE] * 6, 6], [*[IMAGE] * 2, 7]], "left")
+    found = model(**samples, pixel_values=pixels, image_grid_thw=grid).logits
+    embeds = [model.get_input_embeddings()(torch.tensor([i])) for i in (5, 6)]
+    alone = model.language_model(inputs_embeds=torch.cat([embeds[0], merged[:6], embeds[1]])[None]).logits
+    torch.testing.assert_close(found[:1], alone, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="first sample that disagrees is 0"):  # the first image is in two samples
+        model(**tiny.padded([[5, *[IMAGE] * 5, 6], [*[IMAGE] * 3, 7]]), pixel_values=pixels, image_grid_thw=grid)
+
+
 def test_padded_sounds_are_trimmed_to_their_own_length() -> None:
     """Features of a sound in a padded batch: as many as alone; their values are the padded encoder's; exact."""
     encoder = ModalEncoderModule(parts.wav2vec2())
@@ -322,3 +354,22 @@ def test_parts_of_two_dtypes(encoder_dtype: torch.dtype, text_dtype: torch.dtype
     trained = [p for p in model.parameters() if p.grad is not None]
     assert all(torch.isfinite(p.grad).all() and p.grad.dtype == p.dtype for p in trained)
     assert {p.dtype for p in trained} == {encoder_dtype, text_dtype}
+
+
+@pytest.mark.parametrize("encoder_dtype", [torch.float32, torch.float64])
+def test_features_meet_the_language_model_in_its_dtype(encoder_dtype: torch.dtype) -> None:
+    """Encoder and projector keep their dtype, features enter the language model in bf16: bit-equal to it by hand."""
+    model = tiny.model(tiny.encoder(dtype=encoder_dtype), tiny.language_model(dtype=torch.bfloat16)).eval()
+    inputs = tiny.vision_batch(labels=False)
+    hidden = model.vision_encoder.module(inputs["pixel_values"].to(encoder_dtype)).last_hidden_state
+    features = model.vision_encoder.projector(hidden).to(torch.bfloat16)
+    mask = inputs["input_ids"] == tiny.IMAGE
+    embeds = model.get_input_embeddings()(inputs["input_ids"].masked_fill(mask, 0)).clone()
+    embeds[mask] = features.flatten(0, 1)
+    positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    expected = model.language_model(
+        inputs_embeds=embeds, attention_mask=inputs["attention_mask"], position_ids=positions
+    ).logits
+    found = model(**inputs).logits
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected)

@@ -75,7 +75,7 @@ def keeping(module: nn.Module) -> Iterator[Kept]:
         known = storages((args, kwargs, list(module.parameters()), list(module.buffers())))
 
         def pack(tensor: Tensor) -> Tensor:
-            if not tensor.untyped_storage()._cdata in known:
+            if tensor.untyped_storage()._cdata not in known:
                 kept.packed += tensor.nbytes
             return tensor
 
@@ -86,7 +86,7 @@ def keeping(module: nn.Module) -> Iterator[Kept]:
     def stop(_: nn.Module, args: Any, output: Any) -> None:
         while running:
             running.pop().__exit__(None, None, None)
-        values = list(output.values()) if hasattr(output, "values") else output
+        values = list(output.values()) if isinstance(output, dict) else output
         kept._returned = storages(values)
         kept.outputs = sum(kept._made[key][1] for key in kept._returned if key in kept._made)
         kept.graph = any(t.grad_fn is not None for t in tree_leaves(values) if isinstance(t, Tensor))
@@ -170,7 +170,7 @@ FROZEN: dict[str, tuple[dict[str, tuple[bool, bool]], bool, tuple[str, ...]]] = 
 @pytest.mark.parametrize("set_to_none", [True, False])
 @pytest.mark.parametrize("case", FROZEN)
 def test_frozen_weights_are_bit_identical_after_twenty_steps(case: str, set_to_none: bool) -> None:
-    """AdamW with decay over all parameters, gradients and moments left from before freezing: equal bits, others move."""
+    """AdamW with decay, gradients and moments left from before freezing: frozen weights equal bits, others move."""
     encoders_mode, llm_mode, prefixes = FROZEN[case]
     model, inputs = composed(), batch()
     model.train(llm_mode=True)
@@ -339,7 +339,7 @@ def test_a_frozen_encoder_passes_a_gradient_on_when_asked() -> None:
 @pytest.mark.parametrize("peft", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_in_trainer(tmp_path: Path, checkpointing: bool, peft: bool) -> None:
-    """Two steps of `transformers.Trainer`: a frozen encoder keeps 0 bytes while the loss is alive, weights equal bits."""
+    """Two steps of `Trainer`: a frozen encoder keeps 0 bytes while the loss is alive, and its weights equal bits."""
     model = composed(peft=peft).train(ALIGNMENT)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     inputs = batch()

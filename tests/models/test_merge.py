@@ -1,5 +1,7 @@
 """Merging: pure functions against slow obvious loops."""
 
+import warnings
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from cornstarch import ModalityMismatchError
 from cornstarch.models.multimodal_language_model import merge
+from tests import parts
 
 POSITIONS = st.lists(st.lists(st.booleans(), min_size=1, max_size=6), min_size=1, max_size=4)
 
@@ -71,6 +74,20 @@ def test_the_first_sample_that_disagrees_is_named(positions: list[int], counts: 
     assert f"first sample that disagrees is {sample}, with {positions[sample]} positions" in str(caught.value)
 
 
+def test_counted_labels_without_loss_are_warned_about() -> None:
+    """When num_items_in_batch comes with labels at modality positions, and only then."""
+    model = parts.vision_model()
+    model.set_modality_token_ids({"vision": 300})
+    ids = torch.tensor([[5, *[300] * 5, 6]])
+    inputs = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 16, 16)}
+    with pytest.warns(UserWarning, match="num_items_in_batch"):
+        model(**inputs, labels=ids, num_items_in_batch=6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(**inputs, labels=ids.masked_fill(ids == 300, -100), num_items_in_batch=1)
+        model(**inputs, labels=ids)
+
+
 def test_bounds_unknown_means_the_total_counts() -> None:
     merge.check_pairing("x", [3, 5], 8, None)
     with pytest.raises(ModalityMismatchError):
@@ -113,3 +130,30 @@ def test_labels_at_modality_positions_carry_no_loss() -> None:
     masked = merge.mask_labels(labels, torch.tensor([[False, True, False]]))
     assert masked.tolist() == [[5, -100, 7]]
     assert labels.tolist() == [[5, 6, 7]], "the caller's labels are not changed"
+
+
+def test_scatter_casts_features_and_leaves_its_arguments_alone() -> None:
+    """Features come in the embeddings' dtype, neither argument is written to, strides do not matter; exact."""
+    embeds = torch.randn(3, 2, 4, dtype=torch.bfloat16).transpose(0, 1)
+    features = torch.randn(3, 4)
+    mask = torch.tensor([[True, False, True], [False, True, False]])
+    before = embeds.clone(), features.clone()
+    merged = merge.scatter_features(embeds, mask, features)
+    assert merged.dtype == torch.bfloat16
+    assert torch.equal(merged[mask], features.to(torch.bfloat16))
+    assert torch.equal(merged[~mask], embeds[~mask])
+    assert torch.equal(embeds, before[0])
+    assert torch.equal(features, before[1])
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(positions=st.lists(st.integers(0, 3), max_size=4))
+def test_absent_means_no_position_anywhere(positions: list[int]) -> None:
+    """Accepted exactly when every sample has none; else the first that has some is named, with both counts."""
+    if not any(positions):
+        merge.check_absent("x", positions)
+        return
+    first = min(i for i, count in enumerate(positions) if count)
+    message = f"'x'.* {sum(positions)} positions.*0 features.*disagrees is {first}, with {positions[first]} positions"
+    with pytest.raises(ModalityMismatchError, match=message):
+        merge.check_absent("x", positions)

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM, ViTConfig, ViTModel
 
 from cornstarch import (
     CheckpointError,
@@ -89,6 +89,11 @@ def of_two_modalities() -> MultimodalModel:
     return MultimodalModel(encoders, parts.llama(), init_projector_type="mlp", init_activation="silu")
 
 
+def without_a_pooler() -> MultimodalModel:
+    tower = ViTModel(ViTConfig(**parts.SMALL, image_size=16, patch_size=8), add_pooling_layer=False)
+    return MultimodalModel({"vision": ModalEncoderModule(tower)}, parts.llama())
+
+
 MODELS: dict[str, Callable[[], MultimodalModel]] = {
     "plain": parts.vision_model,
     "tied": lambda: MultimodalModel({"vision": ModalEncoderModule(parts.clip())}, qwen()),
@@ -99,6 +104,7 @@ MODELS: dict[str, Callable[[], MultimodalModel]] = {
     "gpt2": with_gpt2,
     "partly-trained": partly_trained,
     "two-modalities": of_two_modalities,
+    "without-a-pooler": without_a_pooler,
     "text-only": lambda: MultimodalModel({}, parts.llama()),
 }
 

@@ -166,7 +166,7 @@ SWITCHES: dict[str, tuple[Callable[[MultimodalModel], Any], bool]] = {
 
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_switching_neither_freezes_nor_thaws(switch: str) -> None:
-    """Frozen parts stay frozen and in eval mode, others follow the mode; `requires_grad` is untouched; self returned."""
+    """Frozen parts stay frozen and in eval mode, others follow the mode; `requires_grad` stays; self is returned."""
     call, mode = SWITCHES[switch]
     model = composed().train({"vision": (False, True), "audio": (True, False)}, llm_mode=False)
     before = state(model)[0]

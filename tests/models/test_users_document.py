@@ -113,3 +113,23 @@ def test_custom_tokens_lie_outside_the_table() -> None:
         table.weight[0] += 10
         assert torch.equal(mllm(**inputs).logits, before)
     assert table.weight.shape[0] == parts.VOCABULARY, "the table is never resized"
+
+
+def test_encoders_run_first_then_the_embedding_then_the_layers() -> None:
+    """The order that the document states, told by hooks; the embedding sees id 0 at modality positions."""
+    mllm, inputs = mllm_and_inputs()
+    order: list[str] = []
+    seen: list[torch.Tensor] = []
+    places = {
+        "vision": mllm.vision_encoder,
+        "audio": mllm.audio_encoder,
+        "embedding": mllm.get_input_embeddings(),
+        "layer": mllm.language_model.model.layers[0],
+    }
+    for name, module in places.items():
+        module.register_forward_pre_hook(lambda *_, name=name: order.append(name))
+    places["embedding"].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    mllm(**inputs)
+    assert order == ["vision", "audio", "embedding", "layer"]
+    ids = inputs["input_ids"]
+    assert torch.equal(seen[0], torch.where(ids < 300, ids, 0))

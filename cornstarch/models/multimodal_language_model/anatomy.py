@@ -270,14 +270,31 @@ def _holds_stack(module: nn.Module) -> bool:
 
 def fixed_parameters(module: nn.Module) -> frozenset[str]:
     """Parameters that a Hugging Face class never trains (Whisper's sinusoids), told by a copy without weights."""
-    if not isinstance(module, PreTrainedModel):
-        return frozenset()
-    try:
-        with torch.device("meta"), no_init_weights():
-            fresh = type(module)._from_config(copy.deepcopy(module.config))
-    except Exception:  # a class that cannot be made without weights: all of it trains
+    fresh = _as_its_config_makes_it(module)
+    if fresh is None:
         return frozenset()
     return frozenset(name for name, parameter in fresh.named_parameters() if not parameter.requires_grad)
+
+
+def left_out_modules(module: nn.Module) -> list[str]:
+    """Submodules that a module's config would make and that it was made without (`add_pooling_layer=False`)."""
+    fresh = _as_its_config_makes_it(module)
+    if fresh is None:
+        return []
+    own = {name for name, _ in module.named_modules()}
+    missing = [name for name, _ in fresh.named_modules() if name not in own]
+    return [name for name in missing if name.rpartition(".")[0] not in missing]
+
+
+def _as_its_config_makes_it(module: nn.Module) -> nn.Module | None:
+    """A Hugging Face module made again from its config, without weights; None where that cannot be done."""
+    if not isinstance(module, PreTrainedModel):
+        return None
+    try:
+        with torch.device("meta"), no_init_weights():
+            return type(module)._from_config(copy.deepcopy(module.config))  # type: ignore[no-any-return]
+    except Exception:  # a class that needs more than its config
+        return None
 
 
 def parameter_dtype(module: nn.Module) -> torch.dtype | None:

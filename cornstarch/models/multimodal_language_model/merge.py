@@ -3,6 +3,7 @@
 Shapes: B samples, S positions, D embedding width, N features.
 """
 
+import warnings
 from itertools import accumulate
 
 import torch
@@ -95,6 +96,16 @@ def scatter_features(inputs_embeds: Tensor, mask: Tensor, features: Tensor) -> T
 def mask_labels(labels: Tensor, mask: Tensor) -> Tensor:
     """Labels (B, S) with positions of a modality (B, S) taken out of the loss."""
     return labels.masked_fill(mask.to(labels.device), IGNORE_INDEX)
+
+
+def warn_if_counted(labels: Tensor, kept: Tensor) -> None:
+    """Warn if labels that carry no loss were there to be counted, so that the loss is divided by too much."""
+    if not torch.equal(labels, kept):
+        warnings.warn(
+            "labels at modality positions are not -100: whoever counted num_items_in_batch counted them too, so the "
+            "loss is divided by too much. Set labels to -100 there before they are counted",
+            stacklevel=2,
+        )
 
 
 def positions_from_mask(attention_mask: Tensor, length: int) -> Tensor:

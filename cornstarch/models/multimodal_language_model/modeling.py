@@ -212,7 +212,10 @@ class MultimodalModel(Composition):
         routing.refuse_unknown(rest, {*reserved, *self._input_names, "input_ids", "attention_mask"})
         rest.pop("input_ids", None)
         features = self._encode(routed, encoder_outputs)
-        inputs_embeds, labels = self._merge(input_ids, inputs_embeds, labels, features)
+        inputs_embeds, kept_labels = self._merge(input_ids, inputs_embeds, labels, features)
+        if labels is not None and kept_labels is not None and "num_items_in_batch" in rest:
+            merge.warn_if_counted(labels, kept_labels)
+        labels = kept_labels
 
         arguments = self._with_defaults({**rest, "inputs_embeds": inputs_embeds, "labels": labels})
         arguments = self._preprocess_llm(arguments, input_ids, inputs)

@@ -111,6 +111,7 @@ def _describe_part(part: nn.Module, folder: Path) -> dict[str, Any]:
         generation = getattr(base, "generation_config", None)
         if generation is not None and base.can_generate():
             generation.save_pretrained(folder)
+        description["left_out"] = anatomy.left_out_modules(base)
     adapters = freezing.adapter_configs(part)
     for name, config in adapters.items():
         config.save_pretrained(str(folder / "adapters" / name))
@@ -262,6 +263,9 @@ def _build_part(
         attention = options["attn_implementation"]
         extra = {} if attention is None else {"attn_implementation": attention}
         part = cls._from_config(config, dtype=options["dtype"] or _dtype(entry["dtype"]), **extra)
+        for name in entry["left_out"]:
+            owner, _, leaf = name.rpartition(".")
+            setattr(part.get_submodule(owner), leaf, None)
         if (folder / place / "generation_config.json").is_file():
             part.generation_config = GenerationConfig.from_pretrained(folder / place)
     if entry["adapters"]:
@@ -300,7 +304,10 @@ def _read_weights(model: MultimodalModel, folder: Path, aliases: Mapping[str, st
         tensors = _read_tensors(path, dtype)
         strange = sorted(tensors.keys() - expected)
         if strange:
-            raise CheckpointError(f"{path} holds weights that the model does not have: {', '.join(strange[:5])}")
+            raise CheckpointError(
+                f"{path} holds weights that the model {_CONFIG} describes does not have: {', '.join(strange[:5])}. "
+                "If a part was changed after it was made, give it again in custom_objects"
+            )
         try:
             model.load_state_dict(tensors, strict=False, assign=True)
         except RuntimeError as error:

@@ -240,10 +240,10 @@ class MultimodalProcessor:
         """
 
         def is_stale(name: str) -> bool:
-            return name == _FILE or name.startswith("processors/")
+            return name == _FILE or name.startswith(("processors/", "tokenizer/"))
 
         with _files.replacing(Path(save_directory), "processor", is_stale) as folder:
-            self.llm_tokenizer.save_pretrained(folder)
+            self.llm_tokenizer.save_pretrained(folder / "tokenizer")
             for key, processor in self.encoder_processors.items():
                 processor.save_pretrained(folder / "processors" / key)
             description = {
@@ -294,7 +294,9 @@ class MultimodalProcessor:
                 if not place.is_dir():
                     raise MissingFileError(f"{folder} is incomplete: {place.relative_to(folder)} is not there")
                 processors[key] = library.find_class(path, f"encoder_processors[{key!r}]").from_pretrained(place)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        if not (folder / "tokenizer").is_dir():
+            raise MissingFileError(f"{folder} is incomplete: tokenizer is not there")
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=trust_remote_code)
         return cls(processors, tokenizer, model, functions, description["tokens"])
 
 
