@@ -1,7 +1,7 @@
-"""5b. The parts of a model under one roof, and what trainers and wrappers ask a Hugging Face model."""
+"""5b. The parts of a model under one roof: what trains, and what trainers and wrappers ask a Hugging Face model."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -78,6 +78,83 @@ class Composition(PreTrainedModel):  # type: ignore[misc]
             found[key] = inner
         return found
 
+    # --- what trains --------------------------------------------------------------------------------------------------
+
+    def train(
+        self,
+        first: bool | Mapping[str, tuple[bool, bool]] = True,
+        /,
+        *,
+        mode: bool | None = None,
+        encoders_mode: Mapping[str, tuple[bool, bool]] | None = None,
+        llm_mode: bool | None = None,
+    ) -> Self:
+        """Switch training mode, and say which parts train.
+
+        `train()`, `train(True)`, `train(False)` and `train(mode=...)` switch the mode as everywhere in PyTorch and
+        neither freeze nor thaw: frozen parts stay in evaluation mode. With `encoders_mode` or `llm_mode` the parts
+        named are frozen or thawed. Frozen means no gradient, no optimizer state, dropout off.
+
+        Args:
+            first: the mode, or `encoders_mode`.
+            mode: the mode, as a keyword.
+            encoders_mode: modality key to (encoder trains, projector trains); keys that are not named stay as they
+                are. If it is not given, all encoders and projectors follow `llm_mode`.
+            llm_mode: whether the language model trains; None leaves it as it is.
+
+        Returns:
+            This model.
+
+        Raises:
+            ArgumentError: for an unknown key or a value of the wrong type; nothing is changed then.
+        """
+        if isinstance(first, Mapping):
+            if encoders_mode is not None:
+                raise ArgumentError("encoders_mode was given twice, in first position and as a keyword")
+            encoders_mode, first = dict(first), True
+        switch = first if mode is None else mode
+        self._check_train_arguments((first, switch), encoders_mode, llm_mode)
+        encoders = self._modal_encoders
+        if encoders_mode is None and llm_mode is not None:
+            encoders_mode = dict.fromkeys(encoders, (llm_mode, llm_mode))
+        for key, (encoder_trains, projector_trains) in (encoders_mode or {}).items():
+            for part in encoders[key].encoder_modules:
+                (freezing.thaw if encoder_trains else freezing.freeze)(part)
+            for part in encoders[key].projector_modules:
+                (freezing.thaw if projector_trains else freezing.freeze)(part)
+        if llm_mode is not None:
+            (freezing.thaw if llm_mode else freezing.freeze)(self.language_model)
+        super().train(switch)
+        freezing.set_mode(self.language_model, switch)
+        return self
+
+    def _check_train_arguments(self, modes: tuple[Any, Any], encoders_mode: Any, llm_mode: Any) -> None:
+        for mode in modes:
+            if not isinstance(mode, bool):
+                raise ArgumentError(
+                    f"train() takes a mode (True or False) or a dict of encoder modes, found {mode!r}; "
+                    f"known encoder keys: {', '.join(self._modality_keys) or 'none'}"
+                )
+        if llm_mode is not None and not isinstance(llm_mode, bool):
+            raise ArgumentError(f"llm_mode must be True, False or None, found {llm_mode!r}")
+        if encoders_mode is None:
+            return
+        if not isinstance(encoders_mode, Mapping):
+            raise ArgumentError(f"encoders_mode must be a dict of modality keys, found {encoders_mode!r}")
+        self._check_keys(encoders_mode, "encoders_mode")
+        for key, pair in encoders_mode.items():
+            if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(flag, bool) for flag in pair):
+                raise ArgumentError(f"encoders_mode[{key!r}] must be (encoder, projector) as two bools, found {pair!r}")
+
+    def _check_keys(self, keys: Mapping[str, Any], where: str) -> None:
+        unknown = [key for key in keys if key not in self._modality_keys]
+        if unknown:
+            raise ArgumentError(
+                f"{where}: unknown encoder key {unknown[0]!r}; known keys: {', '.join(self._modality_keys) or 'none'}"
+            )
+
+    # --- what trainers and wrappers ask a Hugging Face model ----------------------------------------------------------
+
     @classmethod
     def can_generate(cls) -> bool:
         """False: Hugging Face would make a generation config for the whole; the language model's own is used."""
@@ -95,8 +172,6 @@ class Composition(PreTrainedModel):  # type: ignore[misc]
     @generation_config.setter
     def generation_config(self, config: Any) -> None:
         freezing.unwrap(self.language_model).generation_config = config
-
-    # --- what trainers and wrappers ask a Hugging Face model ----------------------------------------------------------
 
     @property
     def accepts_loss_kwargs(self) -> bool:
