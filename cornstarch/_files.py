@@ -5,16 +5,30 @@ former set is whole, after it the new one is. Only then are the files put in the
 `current` reads them from the committed folder. An interrupted or failed write leaves nothing that is read.
 """
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 def _committed(directory: Path, kind: str) -> Path:
     return directory / f".{kind}-committed"
+
+
+def _listing(directory: Path, kind: str) -> Path:
+    return directory / f".{kind}-files.json"
+
+
+def _listed(directory: Path, kind: str) -> set[str]:
+    """The files of the set that is in its places; those of others are not listed and so never removed."""
+    try:
+        names = json.loads(_listing(directory, kind).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return set()
+    return {name for name in names if isinstance(name, str) and ".." not in name and not name.startswith("/")}
 
 
 def current(directory: Path, kind: str) -> Path:
@@ -24,24 +38,25 @@ def current(directory: Path, kind: str) -> Path:
 
 
 @contextmanager
-def replacing(directory: Path, kind: str, is_stale: Callable[[str], bool]) -> Iterator[Path]:
+def replacing(directory: Path, kind: str) -> Iterator[Path]:
     """Replace the files of `kind` in `directory` by what is written into the folder this yields.
 
     Args:
         directory: where the files belong; made if it is not there. Other files in it are left alone.
         kind: a short name that tells apart several sets in one folder (`model`, `processor`).
-        is_stale: says of a relative path whether it belongs to a former set, and goes when the new one lacks it.
 
     Yields:
         An empty folder to write into. If the block raises, the former set stays and the folder is removed.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    _settle(directory, kind, is_stale)
+    _settle(directory, kind)
     for leftover in directory.glob(f".{kind}-writing-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{kind}-writing-", dir=directory))
     try:
         yield staging
+        names = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
+        _listing(staging, kind).write_text(json.dumps(names), encoding="utf-8")
         for path in staging.rglob("*"):
             _flush(path)
         staging.rename(_committed(directory, kind))
@@ -49,16 +64,17 @@ def replacing(directory: Path, kind: str, is_stale: Callable[[str], bool]) -> It
         shutil.rmtree(staging, ignore_errors=True)
         raise
     _flush(directory)
-    _settle(directory, kind, is_stale)
+    _settle(directory, kind)
 
 
-def _settle(directory: Path, kind: str, is_stale: Callable[[str], bool]) -> None:
+def _settle(directory: Path, kind: str) -> None:
     """Put the files of a committed set in their places; safe to repeat after an interruption at any point."""
     committed = _committed(directory, kind)
     if not committed.is_dir():
         return
+    former = _listed(directory, kind)
     new = {path.relative_to(committed).as_posix() for path in committed.rglob("*") if path.is_file()}
-    for name in new:
+    for name in sorted(new, key=lambda name: name == _listing(directory, kind).name):
         target = directory / name
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.with_name(f".{target.name}.{kind}-new")
@@ -68,10 +84,8 @@ def _settle(directory: Path, kind: str, is_stale: Callable[[str], bool]) -> None
         except OSError:  # a file system without hard links
             shutil.copyfile(committed / name, aside)
         os.replace(aside, target)
-    for path in list(directory.rglob("*")):
-        name = path.relative_to(directory).as_posix()
-        if name not in new and not name.startswith(".") and path.is_file() and is_stale(name):
-            path.unlink()
+    for name in former - new:
+        (directory / name).unlink(missing_ok=True)
     # The committed folder counts as long as it bears its name, so it loses the name before it loses a file.
     done = Path(tempfile.mkdtemp(prefix=f".{kind}-writing-", dir=directory))
     committed.rename(done / "done")

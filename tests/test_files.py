@@ -11,7 +11,7 @@ from cornstarch import _files
 
 
 def write(folder: Path, generation: str, names: tuple[str, ...] = ("a.txt", "deep/b.txt")) -> None:
-    with _files.replacing(folder, "set", lambda name: name.endswith(".txt")) as staging:
+    with _files.replacing(folder, "set") as staging:
         for name in names:
             (staging / name).parent.mkdir(exist_ok=True)
             (staging / name).write_text(generation)
@@ -28,14 +28,17 @@ def read(folder: Path) -> dict[str, str]:
 
 def test_replaced_whole_and_others_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.json").write_text("{}")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "mine.md").write_text("a note between the files of the set")
     write(tmp_path, "one", ("a.txt", "old.txt"))
     write(tmp_path, "two")
     assert read(tmp_path) == {"a.txt": "two", "deep/b.txt": "two"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "deep", "mine.json"]
+    assert (tmp_path / "deep" / "mine.md").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".set-files.json", "a.txt", "deep", "mine.json"]
 
 
 def write_and_fail(folder: Path, error: BaseException) -> None:
-    with _files.replacing(folder, "set", lambda name: True) as staging:
+    with _files.replacing(folder, "set") as staging:
         (staging / "a.txt").write_text("two")
         raise error
 
@@ -47,7 +50,7 @@ def test_a_failing_write_changes_nothing(tmp_path: Path) -> None:
         with pytest.raises(type(error)):
             write_and_fail(tmp_path, error)
         assert read(tmp_path) == {"a.txt": "one", "deep/b.txt": "one"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "deep"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".set-files.json", "a.txt", "deep"]
 
 
 KILLED_AT = ["fsync", "rename", "link", "replace", "unlink", "rmtree"]
@@ -79,7 +82,7 @@ write(pathlib.Path({str(tmp_path)!r}), "two")
     assert read(tmp_path) in (one, two)
     write(tmp_path, "three")
     assert read(tmp_path) == {"a.txt": "three", "deep/b.txt": "three"}
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [".set-files.json"]
 
 
 def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,8 @@ def test_files(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, _ = finished
     files = own_files(folder)
     assert {"predictions.png", "loss.png", "notes.txt", "model/config.json", "model/notes.txt"} <= files
-    assert not [name for name in files if "/." in name or name.startswith(".")]
+    hidden = {name for name in files if "/." in name or name.startswith(".")}
+    assert hidden == {"model/.model-files.json", "model/.processor-files.json"}
     assert (folder / "notes.txt").read_text() == "mine"
     assert (folder / "model" / "notes.txt").read_text() == "mine too"
     for name in ("predictions.png", "loss.png"):

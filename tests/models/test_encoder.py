@@ -373,3 +373,18 @@ def test_features_meet_the_language_model_in_its_dtype(encoder_dtype: torch.dtyp
     found = model(**inputs).logits
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtypes", [("float32", "bfloat16"), ("bfloat16", "float32"), ("float64", "float32")])
+def test_encoder_and_projector_of_two_dtypes(dtypes: tuple[str, str]) -> None:
+    """What enters an encoder or a projector is cast to its dtype; bit-equal to casting by hand."""
+    encoder_dtype, projector_dtype = (getattr(torch, name) for name in dtypes)
+    module, projector = Plain().to(encoder_dtype), nn.Linear(16, 24).to(projector_dtype)
+    encoder = ModalEncoderModule(module, MultimodalProjector(None, projector))
+    readings = torch.randn(1, 3, 4, dtype=torch.float32)
+    expected = projector(module.layer(readings.to(encoder_dtype)).to(projector_dtype))
+    assert torch.equal(encoder(readings=readings), expected)
+    model = composed(encoder)
+    loss = model(input_ids=ids(3), readings=readings, labels=ids(3)).loss
+    loss.backward()
+    assert [module.layer.weight.grad.dtype, projector.weight.grad.dtype] == [encoder_dtype, projector_dtype]

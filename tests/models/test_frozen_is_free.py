@@ -2,12 +2,13 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -100,6 +101,47 @@ def keeping(module: nn.Module) -> Iterator[Kept]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def saved(module: nn.Module) -> Iterator[list[int]]:
+    """Bytes saved for the backward pass while `module` runs, one number a run: weights and inputs count as well."""
+    runs: list[int] = []
+    running: list[Any] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        runs[-1] += tensor.nbytes
+        return tensor
+
+    def start(*_: Any) -> None:
+        runs.append(0)
+        running.append(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
+        running[-1].__enter__()
+
+    def stop(*_: Any) -> None:
+        running.pop().__exit__(None, None, None)
+
+    handles = [module.register_forward_pre_hook(start, prepend=True), module.register_forward_hook(stop)]
+    try:
+        yield runs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def saved_activations(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, int]:
+    """The loss of a forward pass, and the bytes saved in all of it, without those of weights."""
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    sizes: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage()._cdata not in weights:
+            sizes.append(tensor.nbytes)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = model(**inputs).loss
+    return loss, sum(sizes)
 
 
 def assert_free(kept: Kept) -> None:
@@ -203,6 +245,27 @@ def test_frozen_weights_have_no_optimizer_state() -> None:
     }
 
 
+@pytest.mark.parametrize("peft", [False, True], ids=["full", "lora"])
+def test_gradients_left_over_from_before_freezing_move_nothing(peft: bool) -> None:
+    """A gradient everywhere, no step yet, then frozen: 20 decaying AdamW steps leave bits equal and no state."""
+    model, inputs = composed(peft=peft), batch()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    model(**inputs).loss.backward()
+    assert {name.split(".")[0] for name in gradients(model)} == {"vision_encoder", "audio_encoder", "language_model"}
+    model.train(ALIGNMENT, llm_mode=False)
+    frozen = {name: value for name, value in model.named_parameters() if ".projector." not in name}
+    assert all(value.grad is None for value in frozen.values())
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    for _ in range(20):
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+        model(**inputs).loss.backward()
+    moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert moved == set(before) - set(frozen)
+    assert not any(value in optimizer.state for value in frozen.values())
+    assert all(value.grad is None for value in frozen.values())
+
+
 def test_running_statistics_of_a_frozen_encoder_stand_still() -> None:
     """A plain encoder with batch norm: its buffers are bit-identical after five steps, and move when it trains."""
 
@@ -278,6 +341,21 @@ def test_a_frozen_encoder_keeps_nothing(setup: str, peft: bool, projectors: bool
     assert all(".projector." in name or name.startswith("language_model") for name in gradients(model))
 
 
+@pytest.mark.parametrize("peft", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("setup", SETUPS)
+def test_a_frozen_encoder_saves_nothing_where_a_trained_one_does(setup: str, peft: bool) -> None:
+    """By the same hooks, weights and inputs counted: 0 bytes saved in a frozen encoder, more than 0 in a trained."""
+    model, inputs = composed(peft=peft), batch()
+    SETUPS[setup](model)
+    for trains in (False, True, False):
+        model.train({"vision": (trains, True), "audio": (trains, True)})
+        with saved(model.vision_encoder.module) as vision, saved(model.audio_encoder.module) as audio:
+            assert model(**inputs).loss.requires_grad
+        assert len(vision) == len(audio) == 1
+        assert (vision[0] > 0) is trains
+        assert (audio[0] > 0) is trains
+
+
 @pytest.mark.parametrize("vision", ["clip", "siglip", "dinov2"])
 def test_every_frozen_tower_keeps_nothing_and_a_trained_one_does(vision: str) -> None:
     """The measure itself: 0 bytes when frozen; when it trains, bytes packed and alive, fewer with checkpointing."""
@@ -299,6 +377,31 @@ def test_every_frozen_tower_keeps_nothing_and_a_trained_one_does(vision: str) ->
     assert inside > 10_000
     model.gradient_checkpointing_enable()
     assert 0 < measured()[1] < inside / 2
+
+
+@pytest.mark.parametrize("family", tiny.ENCODERS)
+def test_encoders_of_every_family_keep_nothing_and_drop_nothing(family: str) -> None:
+    """Rates 0.5, masked features, input gradients: frozen, two passes are bit-equal to eval mode and keep 0 bytes."""
+    changes = {"apply_spec_augment": True, "mask_time_prob": 0.5, "mask_time_length": 2} if family == "wav2vec2" else {}
+    tower = tiny.encoder(family, drop=0.5, **changes)
+    inputs: dict[str, Tensor] = {
+        "whisper": {"input_features": tiny.sounds(2)},
+        "wav2vec2": {"input_values": torch.randn(2, 400)},
+        "qwen2-vl": {"hidden_states": torch.randn(8, 96), "grid_thw": torch.tensor([[1, 2, 4]])},
+        "qwen2.5-vl": {"hidden_states": torch.randn(8, 96), "grid_thw": torch.tensor([[1, 2, 4]])},
+    }.get(family, {"pixel_values": tiny.images(2)})
+    model = tiny.model(tower)
+    model.gradient_checkpointing_enable()
+    with suppress(AttributeError, NotImplementedError):  # towers without an embedding to hook
+        tower.enable_input_require_grads()
+    expected = model.train({"vision": (False, True)}, mode=False).vision_encoder(**inputs)
+    model.train()
+    assert model.vision_encoder.projector.training
+    for _ in range(2):
+        with keeping(tower) as kept:
+            features = model.vision_encoder(**inputs)
+            assert_free(kept)
+        assert all(torch.equal(a, b) for a, b in zip(features, expected, strict=True))
 
 
 def test_a_frozen_projector_saves_nothing_either() -> None:
@@ -343,6 +446,7 @@ def test_in_trainer(tmp_path: Path, checkpointing: bool, peft: bool) -> None:
     model = composed(peft=peft).train(ALIGNMENT)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     inputs = batch()
+    inputs["labels"] = inputs["labels"].masked_fill(inputs["labels"] >= IMAGE, -100)  # `Trainer` counts the others
     samples = [{name: value[index] for name, value in inputs.items()} for index in (0, 1, 0, 1)]
     measured: list[bool] = []
 
@@ -377,6 +481,34 @@ def test_in_trainer(tmp_path: Path, checkpointing: bool, peft: bool) -> None:
     assert not peft or all("lora_" in name for name in changed if name.startswith("language_model."))
 
 
+@pytest.mark.parametrize("trains", [False, True], ids=["frozen", "trained"])
+@pytest.mark.parametrize("peft, checkpointing", [(False, False), (False, True), (True, True)])
+def test_bytes_saved_in_trainer(tmp_path: Path, trains: bool, peft: bool, checkpointing: bool) -> None:
+    """Two steps of `Trainer`, encoders' saved bytes by hooks: 0 in each step if frozen, more than 0 if trained."""
+    model = composed(peft=peft).train({"vision": (trains, True), "audio": (trains, True)})
+    inputs = batch()
+    inputs["labels"] = inputs["labels"].masked_fill(
+        (inputs["input_ids"] == IMAGE) | (inputs["input_ids"] == SOUND), -100
+    )
+    samples = [{name: value[index] for name, value in inputs.items()} for index in (0, 1, 0, 1)]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=2,
+        per_device_train_batch_size=2,
+        gradient_checkpointing=checkpointing,
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+        use_cpu=True,
+    )
+    trainer = Trainer(model, arguments, train_dataset=samples)
+    with saved(model.vision_encoder.module) as vision, saved(model.audio_encoder.module) as audio:
+        trainer.train()
+    assert trainer.state.global_step == 2
+    assert len(vision) == len(audio) == 2
+    assert [size > 0 for size in vision + audio] == [trains] * 4
+
+
 # --- dropout ----------------------------------------------------------------------------------------------------------
 
 
@@ -396,6 +528,50 @@ def test_no_dropout_in_frozen_parts(lm: str, vision: str, setup: str) -> None:
     assert torch.equal(first, second)
     assert torch.equal(first, logits(model.train(), inputs))
     assert torch.equal(first, logits(model.eval(), inputs))
+
+
+def vit() -> Any:
+    torch.manual_seed(1)
+    config = transformers.ViTConfig(
+        hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
+    )
+    return tiny.loud(transformers.ViTModel(tiny.with_drop(config, 0.5), add_pooling_layer=False))
+
+
+def wav2vec2() -> Any:
+    masks = {"mask_time_prob": 0.5, "mask_time_length": 2, "mask_feature_prob": 0.5, "mask_feature_length": 2}
+    return tiny.encoder("wav2vec2", drop=0.5, apply_spec_augment=True, **masks)
+
+
+# An encoder, with the name and values of its input, and its rows.
+NOISY: dict[str, tuple[Callable[[], Any], str, Callable[[], Tensor], int]] = {
+    "vit": (vit, "pixel_values", lambda: tiny.images(2), 5),
+    "whisper": (lambda: tiny.encoder("whisper", drop=0.5), "input_features", lambda: tiny.sounds(2), 6),
+    "wav2vec2": (wav2vec2, "input_values", lambda: torch.randn(2, 100), 9),
+}
+
+
+@pytest.mark.parametrize("encoder", NOISY)
+@pytest.mark.parametrize("lm", ["opt", "falcon", "gpt2"])
+def test_no_dropout_or_layerdrop_in_frozen_encoders(encoder: str, lm: str) -> None:
+    """All rates 0.5, layerdrop and masks too: losses of two training passes and of eval equal bits; trained differ."""
+    make, name, values, rows = NOISY[encoder]
+    part = make()
+    rates = {key: value for key, value in vars(part.config).items() if "drop" in key and isinstance(value, float)}
+    assert rates
+    assert set(rates.values()) == {0.5}
+    model = tiny.model(part, tiny.language_model(lm, drop=0.5))
+    inputs = {**tiny.vision_batch(rows), name: values()}
+    del inputs["pixel_values" if name != "pixel_values" else "attention_mask"]
+    model.train({"vision": (False, True)}, llm_mode=False)
+    losses = [model(**inputs).loss for _ in range(2)]
+    assert all(loss.requires_grad for loss in losses)
+    assert torch.equal(losses[0], losses[1])
+    assert torch.equal(losses[0], model.eval()(**inputs).loss)
+    model.train({"vision": (True, True)})
+    assert not torch.equal(model(**inputs).loss, model(**inputs).loss)
+    model.train({"vision": (False, True)}, llm_mode=True)
+    assert not torch.equal(model(**inputs).loss, model(**inputs).loss)
 
 
 @pytest.mark.parametrize("lm", FAMILIES)
@@ -469,6 +645,34 @@ def test_gradients_through_a_frozen_language_model_with_checkpointing(lm: str) -
     model.gradient_checkpointing_disable()
     _, _, after = backward(model, inputs, model.language_model)
     assert after == plain
+
+
+@pytest.mark.parametrize("lm", ["llama", "opt", "falcon"])
+def test_a_frozen_language_model_saves_less_with_checkpointing(lm: str) -> None:
+    """Bytes saved in the whole forward fall, disabling restores them exactly; gradients equal, 1e-10 in fp64."""
+    model, inputs = composed(lm, dtype=torch.float64), batch(dtype=torch.float64)
+    model.train(ALIGNMENT, llm_mode=False)
+
+    def measured() -> tuple[dict[str, Tensor], int]:
+        model.zero_grad(set_to_none=True)
+        loss, size = saved_activations(model, inputs)
+        loss.backward()
+        assert all(parameter.grad is None for parameter in model.language_model.parameters())
+        return gradients(model), size
+
+    plain, everything = measured()
+    assert set(plain) == {name for name, _ in model.named_parameters() if ".projector." in name}
+    model.gradient_checkpointing_enable()
+    assert model.is_gradient_checkpointing
+    checkpointed, few = measured()
+    model.gradient_checkpointing_disable()
+    assert not model.is_gradient_checkpointing
+    restored, again = measured()
+    assert 0 < few < everything
+    assert again == everything
+    for name, gradient in plain.items():
+        tiny.assert_near(checkpointed[name], gradient, what=name)
+        assert torch.equal(restored[name], gradient)
 
 
 @pytest.mark.parametrize("lm", FAMILIES)

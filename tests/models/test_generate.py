@@ -428,14 +428,15 @@ def test_mixed_dtypes(dtypes: tuple[str, str], peft: bool) -> None:
     model = MultimodalModel({"vision": encoder}, lm)
     model.set_modality_token_ids({"vision": IMAGE})
     model.eval()
-    assert encoder.projector.projection.weight.dtype == encoder_dtype
+    between = torch.promote_types(encoder_dtype, lm_dtype)
+    assert encoder.projector.projection.weight.dtype == between
     pixels = images(1).float()
     ids = ROWS[0][None]
     found = model.generate(ids, pixel_values=pixels, **GREEDY)
     mask = ids == IMAGE
     embeds = lm.get_input_embeddings()(ids.masked_fill(mask, 0)).detach().clone()
     hidden = encoder.module(pixels.to(encoder_dtype)).last_hidden_state
-    embeds[mask] = encoder.projector(hidden).detach().flatten(0, 1).to(lm_dtype)
+    embeds[mask] = encoder.projector(hidden.to(between)).detach().flatten(0, 1).to(lm_dtype)
     expected = lm.generate(inputs_embeds=embeds, attention_mask=torch.ones_like(ids), **GREEDY)
     assert found[0, -6:].tolist() == expected[0].tolist()
 

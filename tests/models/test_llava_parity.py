@@ -212,6 +212,7 @@ def generated(generate: Callable[..., Tensor], inputs: dict[str, Tensor], **opti
 def check_generate(name: str, options: dict[str, Any], token_id: int = BEYOND) -> None:
     reference, model = pair(name, token_id)
     inputs = batch("left-text-only-and-two-images", PAIRS[name][4], token_id)
+    inputs["input_ids"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, 7)  # the mask alone says it
     theirs = for_reference(inputs, token_id, positions=False)
     prompt = inputs["input_ids"].shape[1]
     eos = int(generated(reference.generate, theirs, eos_token_id=None)[0, prompt + 2])  # one sample ends early

@@ -52,6 +52,12 @@ def with_peft() -> MultimodalModel:
     return MultimodalModel({"vision": encoder}, lora(qwen(), ["v_proj"], task_type="CAUSAL_LM"))
 
 
+def adapters_inside() -> MultimodalModel:
+    model = MultimodalModel({"vision": ModalEncoderModule(parts.clip())}, qwen())
+    model.language_model.add_adapter(LoraConfig(r=2, target_modules=["v_proj"], init_lora_weights=False))
+    return model
+
+
 def two_adapters() -> MultimodalModel:
     language_model = lora(qwen(), ["v_proj"], task_type="CAUSAL_LM")
     language_model.add_adapter("second", LoraConfig(r=3, target_modules=["q_proj"], init_lora_weights=False))
@@ -99,6 +105,7 @@ MODELS: dict[str, Callable[[], MultimodalModel]] = {
     "tied": lambda: MultimodalModel({"vision": ModalEncoderModule(parts.clip())}, qwen()),
     "peft": with_peft,
     "two-adapters": two_adapters,
+    "adapters-inside": adapters_inside,
     "callbacks": with_callbacks,
     "two-dtypes": in_two_dtypes,
     "gpt2": with_gpt2,
@@ -250,17 +257,14 @@ def test_no_code_that_a_file_names_is_run(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_no_file_outside_the_folder_is_read(tmp_path: Path) -> None:
-    """An index that points elsewhere, and a modality key that is a path."""
+    """A weight file elsewhere, and a modality key that is a path."""
     folder = tmp_path / "saved"
     parts.vision_model().save_pretrained(folder, max_shard_size="10KB")
-    index = json.loads((folder / "model.safetensors.index.json").read_text())
-    plain = json.dumps(index)
-    index["weight_map"][next(iter(index["weight_map"]))] = "../elsewhere.safetensors"
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    config = json.loads((folder / "config.json").read_text())
+    config["weight_files"][0] = "../elsewhere.safetensors"
+    (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="elsewhere"):
         MultimodalModel.from_pretrained(folder)
-    (folder / "model.safetensors.index.json").write_text(plain)
-    config = json.loads((folder / "config.json").read_text())
     config["encoders"]["../../vision"] = config["encoders"].pop("vision")
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="no identifier"):
@@ -417,7 +421,7 @@ model.save_pretrained({str(tmp_path)!r}, max_shard_size="10KB")
     assert ended.returncode == -9
     assert torch.equal(logits(MultimodalModel.from_pretrained(tmp_path)), expected)
     model.save_pretrained(tmp_path)
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [".model-files.json"]
 
 
 def test_nothing_is_pickled(tmp_path: Path) -> None:

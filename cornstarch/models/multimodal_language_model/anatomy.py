@@ -64,8 +64,9 @@ def linear_widths(module: nn.Module) -> tuple[int | None, int | None]:
     if not isinstance(module, nn.Linear | nn.Sequential) or not shaped:
         return None, None
     first, last = shaped[0], shaped[-1]
+    normalized = getattr(first, "normalized_shape", None)
     return (
-        first.in_features if isinstance(first, nn.Linear) else None,
+        first.in_features if isinstance(first, nn.Linear) else normalized[-1] if normalized else None,
         last.out_features if isinstance(last, nn.Linear) else None,
     )
 
@@ -194,30 +195,63 @@ def _row_major(maps: Tensor, width: int | None) -> Tensor:
     return maps.flatten(1, -2)
 
 
-def input_feature_counts(encoder: nn.Module, inputs: Mapping[str, Any], rows: Tensor) -> list[int] | None:
-    """How many of an encoder's rows belong to each input, where inputs differ in that; None where they do not.
-
-    Packed towers say it by their grids, padded audio by the encoder's own map from input to output lengths.
+def packed_feature_counts(encoder: nn.Module, inputs: Mapping[str, Any]) -> list[int] | None:
+    """Rows of each input of a tower that packs its inputs into one sequence, told by their grids or sizes in pixels.
 
     Args:
         encoder: the unwrapped encoder.
-        inputs: what it was called with, under its own argument names.
-        rows: its hidden states, (N, T, D) padded or (M, D) packed.
+        inputs: what it is called with, under its own argument names.
 
     Returns:
-        One count per input, or None.
+        One count per input; None where nothing tells.
     """
-    grid = inputs.get("grid_thw")
-    if rows.dim() == 2 and isinstance(grid, Tensor):
-        counts = (grid.prod(-1) // getattr(encoder, "spatial_merge_size", 1) ** 2).tolist()
-        return counts if sum(counts) == rows.shape[0] else None
+    grid, sizes = inputs.get("grid_thw"), inputs.get("image_sizes")
+    if isinstance(grid, Tensor):
+        merged = int(getattr(encoder, "spatial_merge_size", 1)) ** 2
+        return [int(cells) // merged for cells in grid.prod(-1).tolist()]
+    patch = getattr(getattr(encoder, "config", None), "patch_size", None)
+    if sizes is not None and isinstance(patch, int):
+        return [int(count) for count in (torch.as_tensor(sizes) // patch).prod(-1).tolist()]
+    return None
+
+
+def padded_feature_counts(encoder: nn.Module, inputs: Mapping[str, Any]) -> list[int] | None:
+    """Rows of each input that are no padding, by the mask and the encoder's own map of input to output lengths.
+
+    Args:
+        encoder: the unwrapped encoder.
+        inputs: what it is called with, under its own argument names.
+
+    Returns:
+        One count per input; None without such a map or a mask (inputs, input length).
+    """
     lengths_of = getattr(encoder, "_get_feat_extract_output_lengths", None)
     mask = inputs.get("attention_mask")
-    if rows.dim() == 3 and lengths_of is not None and isinstance(mask, Tensor) and mask.dim() == 2:
-        lengths = lengths_of(mask.sum(-1))
-        lengths = lengths[-1] if isinstance(lengths, tuple) else lengths
-        counts = [min(int(length), rows.shape[1]) for length in lengths.tolist()]
-        return None if all(count == rows.shape[1] for count in counts) else counts
+    if lengths_of is None or not isinstance(mask, Tensor) or mask.dim() != 2:
+        return None
+    lengths = lengths_of(mask.sum(-1))
+    return [int(length) for length in (lengths[-1] if isinstance(lengths, tuple) else lengths).tolist()]
+
+
+# --- language models --------------------------------------------------------------------------------------------------
+
+
+def first_position(language_model: nn.Module) -> int:
+    """The position id of the first token: 0, but behind the padding id in models built like RoBERTa."""
+    for module in language_model.modules():
+        if hasattr(module, "create_position_ids_from_inputs_embeds"):
+            return int(module.padding_idx) + 1  # type: ignore[arg-type]
+    return 0
+
+
+def why_not_by_embeddings(language_model: nn.Module) -> str | None:
+    """Why a language model cannot be run on embeddings alone; None if it can."""
+    config = getattr(language_model, "config", None)
+    text_config = config.get_text_config() if isinstance(config, PreTrainedConfig) else config
+    if getattr(config, "is_encoder_decoder", False):
+        return "it is an encoder-decoder model, not a causal language model"
+    if getattr(text_config, "hidden_size_per_layer_input", 0):
+        return "its layers look token ids up in embeddings of their own, which merged embeddings cannot carry"
     return None
 
 
@@ -269,11 +303,12 @@ def _holds_stack(module: nn.Module) -> bool:
 
 
 def fixed_parameters(module: nn.Module) -> frozenset[str]:
-    """Parameters that a Hugging Face class never trains (Whisper's sinusoids), told by a copy without weights."""
+    """Parameters that Hugging Face classes in a module never train (Whisper's sinusoids), told by their configs."""
     fresh = _as_its_config_makes_it(module)
-    if fresh is None:
-        return frozenset()
-    return frozenset(name for name, parameter in fresh.named_parameters() if not parameter.requires_grad)
+    if fresh is not None:
+        return frozenset(name for name, parameter in fresh.named_parameters() if not parameter.requires_grad)
+    inner = {name: child for name, child in module.named_children() if not isinstance(module, PreTrainedModel)}
+    return frozenset(f"{name}.{fixed}" for name, child in inner.items() for fixed in fixed_parameters(child))
 
 
 def left_out_modules(module: nn.Module) -> list[str]:

@@ -20,6 +20,7 @@ from cornstarch.errors import ArgumentError
 from cornstarch.models.multimodal_language_model import anatomy
 
 # A layer that writes to a cache would write a second time when it is recomputed.
+_OTHER = "_forward_before_checkpointing"
 _CACHE_ARGUMENTS = ("past_key_values", "past_key_value", "layer_past", "cache_params")
 
 
@@ -47,6 +48,8 @@ def enable(part: nn.Module, every_n_layers: int = 1, offload: bool = False, **op
     forward = _checkpointed(offload, options)
     for index, layer in enumerate(anatomy.layers(part)):
         if index % every_n_layers == 0:
+            if "forward" in layer.__dict__:  # put there by somebody else (accelerate's hooks), who goes on working
+                layer.__dict__[_OTHER] = layer.__dict__["forward"]
             layer.forward = MethodType(forward, layer)
 
 
@@ -55,6 +58,8 @@ def disable(part: nn.Module) -> None:
     for layer in part.modules():
         if _is_checkpointed(layer):
             del layer.forward
+            if _OTHER in layer.__dict__:
+                layer.forward = layer.__dict__.pop(_OTHER)
 
 
 def is_enabled(part: nn.Module) -> bool:
@@ -69,7 +74,8 @@ def _is_checkpointed(layer: nn.Module) -> bool:
 def _checkpointed(offload: bool, options: dict[str, Any]) -> Callable[..., Any]:
     # A method bound to the layer, not a closure over it: a deep copy of the layer must call the copy.
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        plain = partial(type(self).forward, self, **kwargs)
+        own = self.__dict__.get(_OTHER) or MethodType(type(self).forward, self)
+        plain = partial(own, **kwargs)
         if not _builds_graph(self, args, kwargs) or any(kwargs.get(name) is not None for name in _CACHE_ARGUMENTS):
             return plain(*args)
         place = save_on_cpu(pin_memory=torch.accelerator.is_available()) if offload else nullcontext()

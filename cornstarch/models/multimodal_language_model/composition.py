@@ -68,6 +68,22 @@ class Composition(PreTrainedModel):  # type: ignore[misc]
         return EncoderMapping(self, self._modality_keys)
 
     @property
+    def language_modules(self) -> list[nn.Module]:
+        """The modules that `llm_mode` governs: the language model and the callback before it, if it is a module."""
+        callback = getattr(self, "preprocess_llm_callback", None)
+        return [self.language_model, *([callback] if isinstance(callback, nn.Module) else [])]
+
+    @property
+    def all_tied_weights_keys(self) -> dict[str, str]:
+        """Names of tied weights to the names they are tied to, of all parts."""
+        return {
+            f"{name}.{key}": f"{name}.{value}"
+            for name, part in self.named_modules()
+            if isinstance(part, PreTrainedModel) and part is not self
+            for key, value in (getattr(part, "all_tied_weights_keys", None) or {}).items()
+        }
+
+    @property
     def _modal_encoders(self) -> dict[str, ModalEncoderModule]:
         """The encoder modules themselves, under whatever wraps them."""
         found = {}
@@ -123,9 +139,10 @@ class Composition(PreTrainedModel):  # type: ignore[misc]
             for part in encoders[key].projector_modules:
                 (freezing.thaw if projector_trains else freezing.freeze)(part)
         if llm_mode is not None:
-            (freezing.thaw if llm_mode else freezing.freeze)(self.language_model)
+            for part in self.language_modules:
+                (freezing.thaw if llm_mode else freezing.freeze)(part)
         super().train(switch)
-        freezing.set_mode(self.language_model, switch)
+        freezing.set_mode(self.language_modules, switch)
         return self
 
     def _check_train_arguments(self, modes: tuple[Any, Any], encoders_mode: Any, llm_mode: Any) -> None:

@@ -85,11 +85,12 @@ class ModalEncoderModule(nn.Module):
         candidates = (self.projector, self.postprocess_projector_callback)
         return [candidate for candidate in candidates if isinstance(candidate, nn.Module)]
 
-    def make_projector(self, width: int, projection_type: str, activation: str) -> None:
+    def make_projector(self, width: int, text_dtype: torch.dtype, projection_type: str, activation: str) -> None:
         """Make the projector if there is none, and check that it fits on both sides.
 
         Args:
             width: the language model's embedding width.
+            text_dtype: the language model's dtype.
             projection_type: kind of projector to make.
             activation: its activation.
 
@@ -108,7 +109,8 @@ class ModalEncoderModule(nn.Module):
                 {"hidden_size": encoder_width}, {"hidden_size": width}, projection_type, activation
             )
             reference = next(self.module.parameters(), torch.empty(0))
-            dtype = anatomy.parameter_dtype(self.module) or torch.get_default_dtype()
+            # New weights are trained, so they get the more precise of the two dtypes they stand between.
+            dtype = torch.promote_types(anatomy.parameter_dtype(self.module) or text_dtype, text_dtype)
             self.projector = MultimodalProjector(config).to(device=reference.device, dtype=dtype)
             self.projector.train(self.training)
         found_in, found_out = self.projector.widths
@@ -121,8 +123,8 @@ class ModalEncoderModule(nn.Module):
     def train(self, mode: bool = True) -> "ModalEncoderModule":
         """Switch training mode as in PyTorch; frozen modules stay in evaluation mode."""
         super().train(mode)
-        for module in (*self.encoder_modules, *self.projector_modules):
-            freezing.set_mode(module, mode)
+        for modules in (self.encoder_modules, self.projector_modules):
+            freezing.set_mode(modules, mode)
         self.training = mode and not freezing.is_frozen(self)
         return self
 
@@ -155,7 +157,9 @@ class ModalEncoderModule(nn.Module):
         """
         encoder, inputs = freezing.unwrap(self.module), dict(inputs or {})
         hidden = anatomy.hidden_states(encoder, output)
-        counts = None if isinstance(hidden, list) else anatomy.input_feature_counts(encoder, inputs, hidden)
+        counts = None
+        if isinstance(hidden, Tensor):
+            hidden, counts = _counted(encoder, inputs, hidden)
         features = [self._project(h) for h in hidden] if isinstance(hidden, list) else self._project(hidden)
         if self.postprocess_projector_callback is not None:
             features = self.postprocess_projector_callback(inputs, features)
@@ -183,6 +187,11 @@ class ModalEncoderModule(nn.Module):
     def _project(self, hidden: Tensor) -> Any:
         if self.projector is None:
             raise ArgumentError("this encoder has no projector yet: build a MultimodalModel with it, or pass one")
+        wanted, found = self.projector.widths[0], hidden.shape[-1]
+        if wanted is not None and wanted != found:
+            raise ArgumentError(
+                f"the projector takes width {wanted}, the encoder (and its callback) gave width {found}"
+            )
         return self.projector(_cast(hidden, anatomy.parameter_dtype(self.projector)))
 
     def _by_input(self, features: Tensor, hidden: Rows, counts: list[int] | None, inputs: Mapping[str, Any]) -> Rows:
@@ -195,6 +204,18 @@ class ModalEncoderModule(nn.Module):
         if features.dim() == 2 and isinstance(main, Tensor) and main.shape[0] == features.shape[0]:
             return features.unsqueeze(1)  # one vector an input
         return features
+
+
+def _counted(encoder: nn.Module, inputs: Mapping[str, Any], hidden: Tensor) -> tuple[Tensor, list[int] | None]:
+    """Hidden states, and how many of their rows belong to each input, where inputs differ in that."""
+    packed = anatomy.packed_feature_counts(encoder, inputs)
+    if packed is not None and hidden.dim() == 3 and hidden.shape[0] == 1 and len(packed) > 1:
+        hidden = hidden.squeeze(0)  # inputs one behind the other, under a batch axis that says nothing
+    if hidden.dim() == 2:
+        return hidden, packed if packed is not None and sum(packed) == hidden.shape[0] else None
+    padded = anatomy.padded_feature_counts(encoder, inputs)
+    counts = [min(count, hidden.shape[1]) for count in padded or []]
+    return hidden, counts if any(count < hidden.shape[1] for count in counts) else None
 
 
 def _cast(value: Any, dtype: torch.dtype | None) -> Any:

@@ -5,6 +5,7 @@ only, no work), else once for real.
 """
 
 import copy
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from cornstarch.models.multimodal_language_model.anatomy import Rows
 from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
 
 Inputs = dict[str, Any]
+_MOST_REMEMBERED = 10_000
 
 
 def _patches(config: Any, pixels: Tensor, extra: int) -> int:
@@ -40,7 +42,7 @@ class FeatureCounter:
     """Counts an encoder's features per input and remembers the counts by what they depend on."""
 
     def __init__(self) -> None:
-        self._remembered: dict[Any, int] = {}
+        self._remembered: dict[Any, list[int]] = {}
         self._parts: list[Any] = []
 
     def count(
@@ -77,13 +79,20 @@ class FeatureCounter:
         return alone
 
     def _remember(self, encoder: ModalEncoderModule, inputs: Inputs, number: int) -> list[int]:
-        parts = [encoder.module, encoder.projector, *_callbacks(encoder)]
+        parts = [*encoder.modules(), *_callbacks(encoder)]
         if len(parts) != len(self._parts) or any(a is not b for a, b in zip(parts, self._parts, strict=True)):
             self._parts, self._remembered = parts, {}
-        key = tuple((name, _identity(value)) for name, value in sorted(inputs.items()))
-        if key not in self._remembered:
-            self._remembered[key] = _ask(encoder, inputs, number)  # type: ignore[assignment]
-        return self._remembered[key]  # type: ignore[return-value]
+        by_shape, by_value = (
+            tuple((n, identity(v)) for n, v in sorted(inputs.items())) for identity in (_shape, _value)
+        )
+        for key in (by_shape, by_value):
+            if key in self._remembered:
+                return self._remembered[key]
+        counts, from_shapes = _ask(encoder, inputs, number)
+        if len(self._remembered) >= _MOST_REMEMBERED:
+            self._remembered.clear()
+        self._remembered[by_shape if from_shapes else by_value] = counts
+        return counts
 
 
 def _by_arithmetic(encoder: ModalEncoderModule, inputs: Inputs, number: int) -> list[int] | None:
@@ -92,30 +101,30 @@ def _by_arithmetic(encoder: ModalEncoderModule, inputs: Inputs, number: int) -> 
     if encoder.projector is None or encoder.projector.is_custom:
         return None
     module = freezing.unwrap(encoder.module)
-    config = getattr(module, "config", None)
+    for known in (anatomy.packed_feature_counts(module, inputs), anatomy.padded_feature_counts(module, inputs)):
+        if known is not None and len(known) == number:
+            return known
     main = inputs.get(anatomy.main_input_name(module))
-    grid = inputs.get("grid_thw")
-    if isinstance(grid, Tensor) and grid.shape == (number, 3) and hasattr(module, "spatial_merge_size"):
-        merge = int(module.spatial_merge_size) ** 2  # type: ignore[arg-type]
-        return [int(cells) // merge for cells in grid.prod(-1).tolist()]
+    config = getattr(module, "config", None)
     rule = _ARITHMETIC.get(getattr(config, "model_type", ""))
     if rule is None or not isinstance(main, Tensor) or main.shape[0] != number:
         return None
     return [rule(config, main)] * number
 
 
-def _ask(encoder: ModalEncoderModule, inputs: Inputs, number: int) -> list[int]:
-    """Run the encoder module on `inputs` and read the counts off its features."""
+def _ask(encoder: ModalEncoderModule, inputs: Inputs, number: int) -> tuple[list[int], bool]:
+    """The counts read off the module's features for `inputs`, and whether shapes alone gave them."""
+    from_shapes = True
     with torch.no_grad():
         try:
             features = _run_on_meta(encoder, inputs)
         except Exception:  # a module that needs values, or a tensor PyTorch does not know of: run it for real
-            features = _run(encoder, inputs)
+            features, from_shapes = _run(encoder, inputs), False
     if isinstance(features, list):
-        return [rows.shape[0] for rows in features]
+        return [rows.shape[0] for rows in features], from_shapes
     if features.dim() == 3:
-        return [features.shape[1]] * features.shape[0]
-    return [features.shape[0]] if number == 1 else [1] * features.shape[0]
+        return [features.shape[1]] * features.shape[0], from_shapes
+    return [features.shape[0]] if number == 1 else [1] * features.shape[0], from_shapes
 
 
 def _run_on_meta(encoder: ModalEncoderModule, inputs: Inputs) -> Rows:
@@ -163,10 +172,16 @@ def _slice(inputs: Inputs, index: int, number: int) -> Inputs:
     }
 
 
-def _identity(value: Any) -> Any:
-    """What a count may depend on: the shape of pixels and sounds, the value of everything else."""
+def _shape(value: Any) -> Any:
+    """What a count that shapes gave depends on: shapes of pixels and sounds, and the value of everything else."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return tuple(value.shape), value.dtype
+    return _value(value)
+
+
+def _value(value: Any) -> Any:
+    """What any count depends on at most."""
     if not isinstance(value, Tensor):
         return repr(value)
-    if value.is_floating_point():
-        return tuple(value.shape), value.dtype
-    return tuple(value.shape), value.dtype, value.cpu().numpy().tobytes()
+    content = value.detach().cpu().contiguous().view(torch.uint8 if value.dim() else value.dtype).numpy().tobytes()
+    return tuple(value.shape), value.dtype, hashlib.blake2b(content).digest()

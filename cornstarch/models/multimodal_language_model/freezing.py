@@ -5,7 +5,7 @@ nowhere else, so whatever changes them (PEFT, a user's loop, a loaded checkpoint
 """
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +50,29 @@ def thaw(part: nn.Module) -> None:
         _thaw_adapters(peft_model)
 
 
-def set_mode(part: nn.Module, mode: bool) -> None:
-    """Switch `part` between training and evaluation mode; a frozen part stays in evaluation mode."""
-    part.train(mode and not is_frozen(part))
+def set_mode(modules: Sequence[nn.Module], mode: bool) -> None:
+    """Switch modules that one flag governs between training and evaluation mode; frozen ones stay in evaluation mode.
+
+    Args:
+        modules: the first is the part itself; those without parameters (a callback with dropout) follow it.
+        mode: True for training.
+    """
+    for module in modules:
+        decides = module if any(True for _ in module.parameters()) else modules[0]
+        module.train(mode and not is_frozen(decides))
 
 
 def unwrap(part: nn.Module) -> nn.Module:
-    """The Hugging Face (or user's own) module inside a part that PEFT may have wrapped."""
-    wrapped: Any = part
-    return wrapped.get_base_model() if _is_peft_model(part) else part  # type: ignore[no-any-return]
+    """The Hugging Face (or user's own) module inside a part that PEFT or `torch.compile` may have wrapped."""
+    while True:
+        compiled = part._modules.get("_orig_mod")
+        if compiled is not None:
+            part = compiled
+        elif _is_peft_model(part):
+            wrapped: Any = part
+            part = wrapped.get_base_model()
+        else:
+            return part
 
 
 def run(part: nn.Module, arguments: Mapping[str, Any]) -> Any:
@@ -73,27 +87,42 @@ def run(part: nn.Module, arguments: Mapping[str, Any]) -> Any:
 def adapter_configs(part: nn.Module) -> dict[str, Any]:
     """The adapters of a PEFT-wrapped part, name to `PeftConfig`; empty for any other part."""
     wrapped: Any = part
-    return dict(wrapped.peft_config) if _is_peft_model(part) else {}
+    return dict(wrapped.peft_config) if _is_peft_model(part) or holds_adapters(part) else {}
 
 
 def active_adapters(part: nn.Module) -> list[str]:
     """The names of the adapters that take part in a PEFT-wrapped part's forward pass."""
     wrapped: Any = part
+    if holds_adapters(part):
+        return list(wrapped.active_adapters())
     return list(wrapped.active_adapters) if _is_peft_model(part) else []
+
+
+def holds_adapters(part: nn.Module) -> bool:
+    """Whether adapters were put inside a part by `transformers`' own `add_adapter`."""
+    return bool(getattr(part, "_hf_peft_config_loaded", False)) and not _is_peft_model(part)
+
+
+def is_mixed(part: nn.Module) -> bool:
+    """Whether a part is wrapped in PEFT's model of mixed adapters, which has another interface."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(part, peft.PeftMixedModel)
 
 
 def learns_prompt(part: nn.Module) -> bool:
     """Whether a part's active adapter puts learned vectors before the sequence, with positions of its own."""
-    return any(config.is_prompt_learning for config in adapter_configs(part).values())
+    configs = adapter_configs(part)
+    return any(configs[name].is_prompt_learning for name in active_adapters(part) if name in configs)
 
 
-def wrap(part: nn.Module, folders: Mapping[str, Path], active: list[str]) -> nn.Module:
+def wrap(part: nn.Module, folders: Mapping[str, Path], active: list[str], inside: bool) -> nn.Module:
     """Wrap `part` with the adapters that saved `adapter_config.json` files describe, without their values.
 
     Args:
         part: the unwrapped part.
         folders: adapter name to the folder of its config.
         active: the names of the adapters that take part in a forward pass.
+        inside: put them inside the part, as `transformers`' own `add_adapter` does.
 
     Returns:
         The wrapped part.
@@ -103,16 +132,18 @@ def wrap(part: nn.Module, folders: Mapping[str, Path], active: list[str]) -> nn.
     """
     from peft import PeftConfig, get_peft_model
 
-    wrapped: Any = None
+    wrapped: Any = part if inside else None
     for name, folder in folders.items():
         config = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = False
-        if wrapped is None:
+        if inside:
+            wrapped.add_adapter(config, adapter_name=name)
+        elif wrapped is None:
             wrapped = get_peft_model(part, config, adapter_name=name)  # type: ignore[arg-type]
         else:
             wrapped.add_adapter(name, config)
-    if len(active) == 1:
-        wrapped.set_adapter(active[0])
+    if len(active) == 1 or inside:
+        wrapped.set_adapter(active if inside else active[0])
     elif active:
         wrapped.base_model.set_adapter(active)
     return wrapped  # type: ignore[no-any-return]
@@ -125,7 +156,7 @@ def _is_peft_model(part: nn.Module) -> bool:
 
 def _tuners(part: nn.Module) -> Iterator[Any]:
     """The outermost PEFT models at or below `part`."""
-    if _is_peft_model(part):
+    if _is_peft_model(part) or holds_adapters(part):
         yield part
         return
     for child in part.children():
@@ -134,6 +165,9 @@ def _tuners(part: nn.Module) -> Iterator[Any]:
 
 def _thaw_adapters(peft_model: Any) -> None:
     """Require gradients for exactly what PEFT itself would train."""
+    if holds_adapters(peft_model):
+        peft_model.set_adapter(peft_model.active_adapters())
+        return
     active = list(peft_model.active_adapters)
     if any(peft_model.peft_config[name].is_prompt_learning for name in active):
         for name in active:

@@ -53,12 +53,14 @@ class MultimodalModel(Composition):
         MultimodalProjectorConfig(projection_type=init_projector_type, activation=init_activation)  # checks the names
         _check_parts(encoders, language_model)
         width = anatomy.embedding_width(language_model)
+        text_dtype = anatomy.parameter_dtype(language_model) or torch.get_default_dtype()
         for key, encoder in encoders.items():
             try:
-                encoder.make_projector(width, init_projector_type, init_activation)
+                encoder.make_projector(width, text_dtype, init_projector_type, init_activation)
             except ArgumentError as error:
                 raise ArgumentError(f"modality {key!r}: {error}") from None
         super().__init__(encoders, language_model)
+        self._first_position = anatomy.first_position(language_model)
         self.preprocess_llm_callback = preprocess_llm_callback
         self.train(language_model.training)  # parts from `from_pretrained` come in evaluation mode
 
@@ -133,8 +135,8 @@ class MultimodalModel(Composition):
             raise ArgumentError("return_dict=False is not supported; call .to_tuple() on the output")
         reserved = routing.language_model_names(self.language_model)
         prepared = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
-        routed, rest = routing.route(self._modal_encoders, reserved, prepared)
-        routing.refuse_unknown(rest, {*reserved, *self._input_names, "input_ids", "attention_mask"})
+        routing.refuse_unknown(inputs, self._input_names)
+        routed, rest = routing.route(self._modal_encoders, reserved, prepared, _ready(encoder_outputs))
         rest.pop("input_ids", None)
         features = self._encode(routed, encoder_outputs)
         inputs_embeds, kept_labels = self._merge(input_ids, inputs_embeds, labels, features)
@@ -156,7 +158,9 @@ class MultimodalModel(Composition):
         wanted = "position_ids" in taken and "position_ids" not in arguments
         if wanted and mask is not None and mask.dim() == 2 and not freezing.learns_prompt(self.language_model):
             length = arguments["inputs_embeds"].shape[1]
-            arguments["position_ids"] = merge.positions_from_mask(mask, length)
+            arguments["position_ids"] = merge.positions_from_mask(mask, length) + self._first_position
+        if getattr(self.config.text_config, "return_dict", True) is False:
+            arguments["return_dict"] = True
         if "use_cache" in taken and self.training and "past_key_values" not in arguments:
             arguments.setdefault("use_cache", False)
         return arguments
@@ -199,8 +203,8 @@ class MultimodalModel(Composition):
         masks = {key: input_ids == token_id for key, token_id in token_ids.items()}
         if inputs_embeds is None:
             inputs_embeds = self._embed(input_ids, masks)
-        for key, mask in masks.items():
-            positions = mask.sum(-1).tolist()
+        numbers = torch.stack([mask.sum(-1) for mask in masks.values()]).tolist() if masks else []
+        for (key, mask), positions in zip(masks.items(), numbers, strict=True):
             if key not in features:
                 merge.check_absent(key, positions)
                 continue
@@ -238,7 +242,7 @@ class MultimodalModel(Composition):
         """Let the caller's callback see everything and change what the language model gets."""
         if self.preprocess_llm_callback is None:
             return arguments
-        context = {name: value for name, value in inputs.items() if name not in arguments}
+        context = {name: value for name, value in inputs.items() if value is not None and name not in arguments}
         returned = self.preprocess_llm_callback({**context, "input_ids": input_ids, **arguments})
         dropped = {"input_ids", *context}
         return {name: value for name, value in returned.items() if name not in dropped}
@@ -273,7 +277,7 @@ class MultimodalModel(Composition):
             raise ArgumentError("generate needs input_ids")
         reserved = routing.language_model_names(self.language_model)
         prepared = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
-        routed, rest = routing.route(self._modal_encoders, reserved, prepared)
+        routed, rest = routing.route(self._modal_encoders, reserved, prepared, _ready(encoder_outputs))
         features = self._encode(routed, encoder_outputs)
         inputs_embeds, _ = self._merge(input_ids, inputs.get("inputs_embeds"), None, features)
         arguments = self._preprocess_llm({**rest, "inputs_embeds": inputs_embeds}, input_ids, inputs)
@@ -352,6 +356,7 @@ class MultimodalModel(Composition):
         from cornstarch.models.multimodal_language_model import pretrained
 
         model = pretrained.load(
+            cls,
             Path(save_directory),
             dtype=dtype,
             custom_objects=custom_objects or {},
@@ -362,7 +367,7 @@ class MultimodalModel(Composition):
 
     @classmethod
     def from_pretrained_multimodal_model(cls, name_or_path: str | Path, **kwargs: Any) -> "MultimodalModel":
-        """Build the model out of a pretrained Hugging Face multimodal model.
+        """Build the model out of a pretrained Hugging Face multimodal model of LLaVA-1.5's shape.
 
         Args:
             name_or_path: a folder or a name on the hub.
@@ -377,6 +382,10 @@ class MultimodalModel(Composition):
         from cornstarch.models.multimodal_language_model import importing
 
         return importing.from_hugging_face(name_or_path, **kwargs)
+
+
+def _ready(encoder_outputs: Mapping[str, Any] | None) -> list[str]:
+    return [key for key, output in (encoder_outputs or {}).items() if output is not None]
 
 
 def _check_parts(encoders: Any, language_model: Any) -> None:
@@ -394,3 +403,9 @@ def _check_parts(encoders: Any, language_model: Any) -> None:
         raise ArgumentError(
             f"language_model must be a Hugging Face causal language model, found {type(language_model).__name__}"
         )
+    for part in (language_model, *(encoder.module for encoder in encoders.values())):
+        if freezing.is_mixed(part):
+            raise ArgumentError("get_peft_model(..., mixed=True) is not supported; wrap the part without mixed=True")
+    reason = anatomy.why_not_by_embeddings(freezing.unwrap(language_model))
+    if reason is not None:
+        raise ArgumentError(f"{type(freezing.unwrap(language_model)).__name__} cannot be composed: {reason}")

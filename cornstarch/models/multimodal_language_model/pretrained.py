@@ -27,7 +27,7 @@ from transformers.dynamic_module_utils import custom_object_save, get_class_from
 from transformers.initialization import no_init_weights
 
 from cornstarch import _files
-from cornstarch.errors import CheckpointError, MissingFileError
+from cornstarch.errors import ArgumentError, CheckpointError, MissingFileError
 from cornstarch.models.multimodal_language_model import anatomy, callbacks, freezing, library
 from cornstarch.models.multimodal_language_model.configuration import MultimodalProjectorConfig
 from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
@@ -37,7 +37,7 @@ from cornstarch.models.multimodal_language_model.projector import MultimodalProj
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _FORMAT = 1
 _CALLBACK_NAMES = ("preprocess_callback", "postprocess_module_callback", "postprocess_projector_callback")
-_STALE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|(\w+_encoder|language_model)/.*")
+_WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
 
 # --- saving -----------------------------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ def save(
 ) -> None:
     """Write a model into a folder; see `MultimodalModel.save_pretrained`."""
     tensors, aliases = _without_aliases(model.state_dict() if state_dict is None else state_dict)
-    with _files.replacing(directory, "model", lambda name: _STALE.fullmatch(name) is not None) as folder:
+    with _files.replacing(directory, "model") as folder:
         description = {
             "model_type": "cornstarch",
             "architectures": [type(model).__name__],
@@ -64,8 +64,8 @@ def save(
             "trainable": {name: _describe_trainable(part) for name, part in _units(model)},
             "aliases": aliases,
         }
-        _write_weights(tensors, folder, max_shard_size)
-        text = json.dumps(description, indent=2, default=str)
+        description["weight_files"] = _write_weights(tensors, folder, max_shard_size)
+        text = json.dumps(description, indent=2)
         (folder / _CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
@@ -74,8 +74,14 @@ def _without_aliases(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
     kept: dict[Any, str] = {}
     storages: set[int] = set()
     tensors, aliases = {}, {}
-    for name, tensor in state.items():
-        tensor = tensor.detach()
+    for place, value in state.items():
+        name = place.replace("_orig_mod.", "")  # the place of a part that torch.compile wrapped
+        tensor = value.detach()
+        if type(tensor) is not Tensor or tensor.is_meta:
+            raise ArgumentError(
+                f"{name} is a {type(tensor).__name__} on {tensor.device}, which cannot be written as it is; gather or "
+                "dequantise the weights and pass them as state_dict"
+            )
         identity = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
         if tensor.numel() and identity in kept:
             aliases[name] = kept[identity]
@@ -87,13 +93,15 @@ def _without_aliases(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
     return tensors, aliases
 
 
-def _write_weights(tensors: dict[str, Tensor], folder: Path, max_shard_size: int | str) -> None:
+def _write_weights(tensors: dict[str, Tensor], folder: Path, max_shard_size: int | str) -> list[str]:
+    """Write the weights into one file or several, and return their names."""
     plan = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
     for name, members in plan.filename_to_tensors.items():
         save_file({member: tensors[member] for member in members}, folder / name, metadata={"format": "pt"})
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return list(plan.filename_to_tensors)
 
 
 def _describe_part(part: nn.Module, folder: Path) -> dict[str, Any]:
@@ -116,6 +124,7 @@ def _describe_part(part: nn.Module, folder: Path) -> dict[str, Any]:
     for name, config in adapters.items():
         config.save_pretrained(str(folder / "adapters" / name))
     description["adapters"] = list(adapters)
+    description["adapters_inside"] = freezing.holds_adapters(part)
     description["active_adapters"] = freezing.active_adapters(part)
     return description
 
@@ -144,6 +153,8 @@ def _units(model: MultimodalModel) -> Iterator[tuple[str, nn.Module]]:
         for name, child in encoder.named_children():
             yield f"{key}_encoder.{name}", child
     yield "language_model", model.language_model
+    if isinstance(model.preprocess_llm_callback, nn.Module):
+        yield "preprocess_llm_callback", model.preprocess_llm_callback
 
 
 def _describe_trainable(part: nn.Module) -> bool | list[str]:
@@ -157,6 +168,7 @@ def _describe_trainable(part: nn.Module) -> bool | list[str]:
 
 
 def load(
+    cls: type[MultimodalModel],
     directory: Path,
     *,
     dtype: torch.dtype | str | None,
@@ -164,7 +176,7 @@ def load(
     attn_implementation: str | None,
     trust_remote_code: bool,
 ) -> MultimodalModel:
-    """Read a model from a folder; see `MultimodalModel.from_pretrained`."""
+    """Read a model of class `cls` from a folder; see `MultimodalModel.from_pretrained`."""
     folder = _files.current(directory, "model")
     if not folder.is_dir():
         raise MissingFileError(f"{directory} is no folder; expected one that save_pretrained wrote")
@@ -189,8 +201,8 @@ def load(
         }
         language_model = _build_part("language_model", description["language_model"], folder, custom_objects, options)
         callback = _build_callback("preprocess_llm_callback", description["preprocess_llm_callback"], custom_objects)
-        model = MultimodalModel(encoders, language_model, callback)
-    _read_weights(model, folder, description["aliases"], wanted)
+        model = cls(encoders, language_model, callback)
+    _read_weights(model, folder, description, wanted)
     if description["modality_token_ids"]:
         model.set_modality_token_ids(description["modality_token_ids"])
     for name, part in _units(model):
@@ -269,7 +281,12 @@ def _build_part(
         if (folder / place / "generation_config.json").is_file():
             part.generation_config = GenerationConfig.from_pretrained(folder / place)
     if entry["adapters"]:
-        part = freezing.wrap(part, _adapter_folders(folder / place, entry["adapters"]), entry["active_adapters"])
+        part = freezing.wrap(
+            part,
+            _adapter_folders(folder / place, entry["adapters"]),
+            entry["active_adapters"],
+            entry["adapters_inside"],
+        )
     return part  # type: ignore[no-any-return]
 
 
@@ -296,11 +313,13 @@ def _dtype(name: str) -> torch.dtype:
     return found if isinstance(found, torch.dtype) else torch.get_default_dtype()
 
 
-def _read_weights(model: MultimodalModel, folder: Path, aliases: Mapping[str, str], dtype: torch.dtype | None) -> None:
+def _read_weights(
+    model: MultimodalModel, folder: Path, description: Mapping[str, Any], dtype: torch.dtype | None
+) -> None:
     """Give every parameter and buffer its saved value, one file at a time; tied ones become one tensor again."""
     expected = set(model.state_dict())
     seen: set[str] = set()
-    for path in _weight_files(folder):
+    for path in _weight_files(folder, description["weight_files"]):
         tensors = _read_tensors(path, dtype)
         strange = sorted(tensors.keys() - expected)
         if strange:
@@ -313,7 +332,7 @@ def _read_weights(model: MultimodalModel, folder: Path, aliases: Mapping[str, st
         except RuntimeError as error:
             raise CheckpointError(f"{path} does not fit the model that {_CONFIG} describes: {error}") from error
         seen |= tensors.keys()
-    for alias, kept in aliases.items():
+    for alias, kept in description["aliases"].items():
         if alias in expected and kept in seen:
             owner, _, leaf = alias.rpartition(".")
             setattr(model.get_submodule(owner), leaf, _tensor_at(model, kept))
@@ -330,13 +349,10 @@ def _tensor_at(model: nn.Module, name: str) -> Any:
     return getattr(model.get_submodule(owner), leaf)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    if not (folder / _INDEX).is_file():
-        return [folder / _WEIGHTS]
-    names = sorted(set(library.read_json(folder / _INDEX)["weight_map"].values()))
+def _weight_files(folder: Path, names: list[str]) -> list[Path]:
     for name in names:
-        if _STALE.fullmatch(name) is None:
-            raise CheckpointError(f"{folder / _INDEX} names {name!r}, which is no file of a saved model")
+        if _WEIGHT_FILE.fullmatch(name) is None:
+            raise CheckpointError(f"{folder / _CONFIG} names {name!r}, which is no file of a saved model")
     return [folder / name for name in names]
 
 

@@ -238,11 +238,7 @@ class MultimodalProcessor:
         Args:
             save_directory: made if it is not there; may be a model's.
         """
-
-        def is_stale(name: str) -> bool:
-            return name == _FILE or name.startswith(("processors/", "tokenizer/"))
-
-        with _files.replacing(Path(save_directory), "processor", is_stale) as folder:
+        with _files.replacing(Path(save_directory), "processor") as folder:
             self.llm_tokenizer.save_pretrained(folder / "tokenizer")
             for key, processor in self.encoder_processors.items():
                 processor.save_pretrained(folder / "processors" / key)

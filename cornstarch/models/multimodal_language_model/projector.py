@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
@@ -26,8 +27,16 @@ class MultimodalProjector(nn.Module):
         if projection is None and config is None:
             raise ArgumentError("MultimodalProjector needs a MultimodalProjectorConfig or a projection module")
         self.config = config
-        self.is_custom = projection is not None
         self.projection: Any = projection if projection is not None else _build(config)  # type: ignore[arg-type]
+
+    @property
+    def is_custom(self) -> bool:
+        """Whether the projection is something else than the config describes."""
+        if self.config is None:
+            return True
+        with torch.device("meta"):
+            described = _build(self.config)
+        return _shape(described) != _shape(self.projection)
 
     @property
     def widths(self) -> tuple[int | None, int | None]:
@@ -44,3 +53,7 @@ def _build(config: MultimodalProjectorConfig) -> nn.Module:
     if config.projection_type == "linear":
         return first
     return nn.Sequential(first, ACT2FN[config.activation], nn.Linear(config.out_features, config.out_features))
+
+
+def _shape(module: nn.Module) -> list[tuple[type, list[tuple[int, ...]]]]:
+    return [(type(m), [tuple(p.shape) for p in m.parameters(recurse=False)]) for m in module.modules()]

@@ -6,7 +6,7 @@ encoder `audio`, `attention_mask` always the language model's.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,7 +19,8 @@ from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModu
 def language_model_names(language_model: nn.Module) -> frozenset[str]:
     """Every keyword that the language model, under its wrappers, takes."""
     taken = anatomy.language_model_arguments(freezing.unwrap(language_model))
-    return frozenset(taken.names) | (anatomy.KNOWN_KEYWORDS if taken.takes_any else frozenset())
+    always = {"input_ids", "attention_mask", "labels", "inputs_embeds"}
+    return frozenset(taken.names) | always | (anatomy.KNOWN_KEYWORDS if taken.takes_any else frozenset())
 
 
 def encoder_names(key: str, encoder: ModalEncoderModule, reserved: frozenset[str]) -> dict[str, str]:
@@ -55,7 +56,10 @@ def shared_names(encoders: Mapping[str, ModalEncoderModule], reserved: frozenset
 
 
 def route(
-    encoders: Mapping[str, ModalEncoderModule], reserved: frozenset[str], inputs: Mapping[str, Any]
+    encoders: Mapping[str, ModalEncoderModule],
+    reserved: frozenset[str],
+    inputs: Mapping[str, Any],
+    ready: Collection[str] = (),
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Hand the keywords of a call to the parts that take them. None stands for an argument that was not given.
 
@@ -63,13 +67,15 @@ def route(
         encoders: modality key to encoder.
         reserved: the language model's keywords.
         inputs: the call's keyword arguments.
+        ready: encoders whose output is given, so that they need no input.
 
     Returns:
-        For each encoder that has its input, its arguments under its own names; and what no encoder claimed, which is
-        for the language model or for nobody.
+        For each encoder that has its input or is ready, its arguments under its own names; and what no encoder claimed,
+        which is for the language model or for nobody.
 
     Raises:
-        ArgumentError: if an encoder is given tensors but not the input without which it cannot run.
+        ArgumentError: if an encoder is given tensors but not the input without which it cannot run, its input as well
+            as its output, or one argument under two names.
     """
     given = {name: value for name, value in inputs.items() if value is not None}
     claimed: set[str] = set()
@@ -79,8 +85,14 @@ def route(
         # Sorted so that a name with the key before it is taken last and wins.
         mine = sorted((name for name in given if name in names), key=lambda name: name.startswith(f"{key}_"))
         claimed |= {name for name in mine if name not in reserved}
+        _refuse_twice(key, names, mine)
         arguments = {names[name]: given[name] for name in mine}
-        if _has_input(key, encoder, arguments, reserved):
+        if key in ready:
+            main = anatomy.main_input_name(freezing.unwrap(encoder.module))
+            if main in arguments:
+                raise ArgumentError(f"modality {key!r}: both its input and its encoder_outputs were given; give one")
+            routed[key] = arguments
+        elif _has_input(key, encoder, arguments, reserved):
             routed[key] = arguments
     return routed, {name: value for name, value in given.items() if name not in claimed}
 
@@ -103,6 +115,16 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:
             raise UnknownArgumentError(
                 f"no part of this model takes the argument {name!r}.{hint} It takes: {', '.join(known)}"
             )
+
+
+def _refuse_twice(key: str, names: Mapping[str, str], given: Iterable[str]) -> None:
+    seen: dict[str, str] = {}
+    for name in given:
+        if name.startswith(f"{key}_"):
+            continue  # says which encoder is meant, and wins
+        other = seen.setdefault(names[name], name)
+        if other != name:
+            raise ArgumentError(f"modality {key!r}: {other!r} and {name!r} are two names for one argument; give one")
 
 
 def _has_input(key: str, encoder: ModalEncoderModule, arguments: dict[str, Any], reserved: frozenset[str]) -> bool:

@@ -5,6 +5,16 @@ from typing import Any
 
 from cornstarch.errors import ArgumentError
 
+_MEANINGLESS = [
+    "is_split_into_words",
+    "return_length",
+    "return_offsets_mapping",
+    "return_overflowing_tokens",
+    "stride",
+    "text_pair",
+    "text_target",
+]
+
 
 class Samples:
     """Tokenised text of a batch, one mark per input, and what it becomes once inputs are counted."""
@@ -34,7 +44,9 @@ class Samples:
         if text is None or not (isinstance(text, str) or all(isinstance(entry, str) for entry in text)):
             raise ArgumentError("llm_inputs must hold `text`, a string or a list of strings")
         text = [text] if isinstance(text, str) else list(text)
-        for name in ("return_overflowing_tokens", "text_pair", "text_target", "is_split_into_words", "stride"):
+        if not text:
+            raise ArgumentError("llm_inputs has an empty list as `text`; a batch has at least one sample")
+        for name in _MEANINGLESS:
             if options.get(name):
                 raise ArgumentError(f"{name} is not supported: its result has no meaning once marks are repeated")
         later = ("padding", "truncation", "max_length", "pad_to_multiple_of", "padding_side")
