@@ -80,4 +80,4 @@ test-lowest:
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-lowest/bin/python -m pytest -n $(WORKERS) -m "not slow" tests
 
 clean:
-	rm -rf $(VENV) .venv-wheel .venv-lowest build dist runs .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-wheel .venv-lowest build dist .mypy_cache .ruff_cache .hypothesis

@@ -13,6 +13,7 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
     WhisperConfig,
+    WhisperFeatureExtractor,
     WhisperModel,
 )
 
@@ -30,7 +31,9 @@ def clip(folder: Path) -> None:
 def qwen(folder: Path) -> None:
     config = Qwen3Config(**SIZES, num_hidden_layers=2, num_key_value_heads=2, head_dim=8, vocab_size=parts.VOCABULARY)
     Qwen3ForCausalLM(config).save_pretrained(folder)
-    parts.tokenizer().save_pretrained(folder)
+    tokenizer = parts.tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(folder)
 
 
 def whisper(folder: Path) -> None:
@@ -49,6 +52,7 @@ def whisper(folder: Path) -> None:
         decoder_start_token_id=1,
     )
     WhisperModel(config).save_pretrained(folder)
+    WhisperFeatureExtractor().save_pretrained(folder)
 
 
 def llava(folder: Path) -> None:

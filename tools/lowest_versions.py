@@ -11,7 +11,10 @@ from pathlib import Path
 project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 extras = project["optional-dependencies"]
 instead = {re.split(r"[=<>]", argument)[0]: argument for argument in sys.argv[1:]}
-for requirement in project["dependencies"] + extras["demo"] + extras["peft"] + extras["test"]:
+for requirement in [
+    *project["dependencies"],
+    *(r for name in ("demo", "peft", "trainer", "test") for r in extras[name]),
+]:
     match = re.match(r"([\w-]+)>=([\w.]+)", requirement)
     if match:
         name, version = match.groups()

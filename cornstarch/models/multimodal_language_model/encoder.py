@@ -103,7 +103,7 @@ class ModalEncoderModule(nn.Module):
             if encoder_width is None:
                 raise ArgumentError(
                     f"{type(encoder).__name__} states no hidden_size, in its config or itself: set `hidden_size` "
-                    "on it, or pass a projector"
+                    "on it, pass a projector, or, of a model with several towers, pass one tower"
                 )
             config = MultimodalProjectorConfig(
                 {"hidden_size": encoder_width}, {"hidden_size": width}, projection_type, activation

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 from cornstarch.errors import ArgumentError
+from cornstarch.models.multimodal_language_model import library
 from cornstarch.models.multimodal_language_model.callbacks import OutputHiddenStates, SelectFeatures
 from cornstarch.models.multimodal_language_model.configuration import MultimodalProjectorConfig
 from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
@@ -30,6 +31,9 @@ def from_hugging_face(name_or_path: str | Path, **kwargs: Any) -> MultimodalMode
     Raises:
         ArgumentError: if the model is not built of a vision tower, a two-layer projector and a language model.
     """
+    config = Path(name_or_path) / "config.json"
+    if config.is_file() and library.read_json(config).get("model_type") == "cornstarch":
+        raise ArgumentError(f"{name_or_path} is a saved MultimodalModel: use MultimodalModel.from_pretrained")
     return take_apart(AutoModelForImageTextToText.from_pretrained(name_or_path, **kwargs))
 
 

@@ -63,12 +63,12 @@ class Media:
 
 def media_argument(processor: Any) -> str:
     """The name of a processor's first argument, by which it takes media."""
-    for method in (type(processor).__call__, getattr(type(processor), "preprocess", None)):
+    for method in (processor, getattr(processor, "preprocess", None)):
         if method is None:
             continue
-        names = [name for name, p in inspect.signature(method).parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
-        if len(names) > 1:
-            return names[1]
+        for parameter in inspect.signature(method).parameters.values():
+            if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+                return parameter.name
     raise ArgumentError(f"{type(processor).__name__} names no argument by which it takes media")
 
 
@@ -77,13 +77,14 @@ def kind_of(processor: Any) -> str:
     return _KINDS.get(media_argument(processor), "other")
 
 
-def read(key: str, processor: Any, given: Any) -> Media:
+def read(key: str, processor: Any, given: Any, shared: dict[str, Any]) -> Media:
     """Media of one modality as given to `MultimodalProcessor`, with images opened.
 
     Args:
         key: the modality, for messages.
         processor: the Hugging Face processor they are for.
         given: the processor's arguments; never changed.
+        shared: arguments that were given for all processors.
 
     Returns:
         The media, flat.
@@ -95,14 +96,14 @@ def read(key: str, processor: Any, given: Any) -> Media:
     argument = media_argument(processor)
     if not isinstance(given, dict) or argument not in given:
         found = sorted(given) if isinstance(given, dict) else type(given).__name__
-        raise ArgumentError(f"encoder_inputs[{key!r}] must be a dict with {argument!r}, found {found}")
+        raise ArgumentError(f"encoder_inputs[{key!r}] must be a dict such as {{{argument!r}: [...]}}, found {found}")
     kind = _KINDS.get(argument, "other")
     items, per_sample = _flatten(key, given[argument], kind)
     if kind == "image":
         items = [_open_image(key, index, item) for index, item in enumerate(items)]
     if kind == "audio":
         items = [np.asarray(item, dtype=np.float32) for item in items]
-    options = {name: value for name, value in given.items() if name != argument}
+    options = {name: value for name, value in {**shared, **given}.items() if name != argument}
     return Media(argument=argument, items=items, per_sample=per_sample, options=options)
 
 
@@ -130,17 +131,24 @@ def pair(key: str, token: str, media: Media | None, marks: list[int]) -> list[in
         available = given[sample] if given is not None else left
         last = sample == len(marks) - 1
         if count > available or (count < available and (given is not None or last)):
+            flat = "" if given is not None else f" (of {total} in a flat list)"
             raise ModalityMismatchError(
-                f"modality {key!r}: sample {sample} has {count} marks {token!r} but {available} inputs"
-                + ("" if given is not None else f" (of {total} in a flat list)")
+                f"modality {key!r}: sample {sample} has {_several(count, f'mark {token!r}', f'marks {token!r}')} but "
+                f"{_several(available, 'input', 'inputs')}{flat}; write {token!r} in the text once for every input"
             )
         left -= count
     return marks
 
 
+def _several(count: int, one: str, more: str) -> str:
+    return f"{count} {one if count == 1 else more}"
+
+
 def _flatten(key: str, media: Any, kind: str) -> tuple[list[Any], list[int] | None]:
     if media is None:
         return [], None
+    if kind == "other" and isinstance(media, np.ndarray | Tensor):
+        media = list(media)  # along the first axis, as everywhere
     if _is_item(media, kind):
         return [media], None
     media = list(media)
@@ -185,6 +193,10 @@ def _open_image(key: str, index: int, item: Any) -> Any:
             item.load()
             return item
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(item, str | Path) and not os.path.exists(name) and len(name) < 1000:
+            raise MediaError(
+                f"modality {key!r}: image {index} ({name}) cannot be read: there is no such file"
+            ) from error
         raise MediaError(f"modality {key!r}: image {index} ({name[:200]}) cannot be read: {error}") from error
     if not isinstance(item, np.ndarray | Tensor):
         raise MediaError(

@@ -3,6 +3,7 @@
 Shapes: B samples, S positions, D embedding width, V vocabulary.
 """
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,8 @@ class MultimodalModel(Composition):
                     f"inputs of {', '.join(features)} were given without input_ids, which say where they go"
                 )
             return inputs_embeds, labels
+        if labels is not None and labels.shape != input_ids.shape:
+            raise ArgumentError(f"labels have shape {tuple(labels.shape)}, input_ids {tuple(input_ids.shape)}")
         token_ids = self.modality_token_ids
         missing = [key for key in features if key not in token_ids]
         if missing:
@@ -273,6 +276,8 @@ class MultimodalModel(Composition):
             ModalityMismatchError: if positions and features do not pair.
         """
         input_ids = inputs.pop("inputs", None) if input_ids is None else input_ids
+        if attention_mask is not None and attention_mask.dim() == 2 and not attention_mask[:, -1].all():
+            warnings.warn("right-padded prompts: the first new token follows padding; pad on the left", stacklevel=2)
         if input_ids is None:
             raise ArgumentError("generate needs input_ids")
         reserved = routing.language_model_names(self.language_model)

@@ -1,7 +1,9 @@
 """1. The processor: text and media -> `input_ids` and encoder inputs, so that text and model agree on positions."""
 
+import difflib
 import inspect
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,10 @@ class MultimodalProcessor:
                 raise ArgumentError(
                     f"{name}: unknown encoder key {unknown[0]!r}; the model's keys: {', '.join(model.encoders)}"
                 )
+        for key, processor in encoder_processors.items():
+            if not callable(processor):
+                raise ArgumentError(f"encoder_processors[{key!r}] must be callable, found {type(processor).__name__}")
+            media.media_argument(processor)  # says what is wrong with one that takes no media
         self.encoder_processors = dict(encoder_processors)
         self.llm_tokenizer = llm_tokenizer
         self.num_feature_calculation_funcs = dict(num_feature_calculation_funcs or {})
@@ -101,7 +107,7 @@ class MultimodalProcessor:
             MediaError: if an image cannot be read, naming it.
         """
         text_options, shared = self._share(kwargs)
-        text_options |= dict(llm_inputs or {})
+        text_options |= self._text_options(llm_inputs)
         return_tensors = text_options.pop("return_tensors", None) if return_tensors is None else return_tensors
         if return_tensors not in ("pt", "np", None):
             raise ArgumentError(f"return_tensors must be 'pt', 'np' or None, found {return_tensors!r}")
@@ -118,6 +124,7 @@ class MultimodalProcessor:
             kept = samples.truncate({self.token_ids[key]: per_input for key, per_input in counts.items()})
             if all(len(kept[self.token_ids[key]][0]) == len(counts[key]) for key in counts):
                 break
+            _warn_of_left_out({key: (len(kept[self.token_ids[key]][0]), len(counts[key])) for key in counts})
             # Inputs fell off the end: what is left may be padded to another size, so it is processed anew.
             inputs = {key: inputs[key].keep(*kept[self.token_ids[key]]) for key in counts}
             tensors = {}
@@ -135,7 +142,7 @@ class MultimodalProcessor:
                 f"encoder_inputs: no processor for {unknown[0]!r}; known keys: {', '.join(self.encoder_processors)}"
             )
         return {
-            key: media.read(key, self.encoder_processors[key], {**shared[key], **given})
+            key: media.read(key, self.encoder_processors[key], given, shared[key])
             for key, given in encoder_inputs.items()
             if given is not None
         }
@@ -175,13 +182,34 @@ class MultimodalProcessor:
         """Keywords for the tokenizer, and for each encoder's processor, each given what it takes."""
         takers = {key: _keywords(processor) for key, processor in self.encoder_processors.items()}
         text = _keywords(self.llm_tokenizer)
+        carried = {media.media_argument(processor): key for key, processor in self.encoder_processors.items()}
         for name in kwargs:
+            if name in carried:
+                key = carried[name]
+                raise UnknownArgumentError(
+                    f"media go into encoder_inputs: encoder_inputs={{{key!r}: {{{name!r}: ...}}}}"
+                )
             if name not in text and not any(name in names for names in takers.values()):
                 raise UnknownArgumentError(f"neither a processor nor the tokenizer takes the argument {name!r}")
         return (
             {name: value for name, value in kwargs.items() if name in text},
             {key: {n: value for n, value in kwargs.items() if n in names} for key, names in takers.items()},
         )
+
+    def _text_options(self, llm_inputs: Any) -> dict[str, Any]:
+        """The tokenizer's arguments as given, checked against what it takes."""
+        if llm_inputs is not None and not isinstance(llm_inputs, Mapping):
+            raise ArgumentError(
+                f"llm_inputs must be a dict such as {{'text': [...]}}, found {type(llm_inputs).__name__}"
+            )
+        options = dict(llm_inputs or {})
+        known = _keywords(self.llm_tokenizer) | {"return_tensors"}
+        for name in options:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise UnknownArgumentError(f"llm_inputs: the tokenizer takes no argument {name!r}.{hint}")
+        return options
 
     # --- the batch ----------------------------------------------------------------------------------------------------
 
@@ -191,7 +219,7 @@ class MultimodalProcessor:
         encoders = self._model._modal_encoders
         reserved = routing.language_model_names(self._model.language_model)
         shared = routing.shared_names(encoders, reserved)
-        data = {name: value for name, value in text.items() if name in reserved}
+        data = {name: _whole_numbers(value, return_tensors) for name, value in text.items() if name in reserved}
         for key, outputs in tensors.items():
             extra = encoders[key].additional_args
             for name, value in outputs.items():
@@ -200,6 +228,11 @@ class MultimodalProcessor:
         return BatchFeature(data, tensor_type=return_tensors)
 
     # --- the tokenizer's side -----------------------------------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """`llm_tokenizer`, under the name that Hugging Face's processors have for it."""
+        return self.llm_tokenizer
 
     def decode(self, *args: Any, **kwargs: Any) -> Any:
         """The tokenizer's `decode`."""
@@ -217,7 +250,7 @@ class MultimodalProcessor:
                 `{"type": "text", "text": ...}` and `{"type": key}`; where only one modality has a processor for
                 images, videos or audio, `"image"`, `"video"` and `"audio"` stand for it too.
             *args: passed on.
-            tokenize: whether to return ids instead of text; ids hold one id per mark.
+            tokenize: whether to return ids instead of text; ids hold one id per mark, so they are for text only.
             **kwargs: passed on.
 
         Returns:
@@ -241,7 +274,8 @@ class MultimodalProcessor:
         with _files.replacing(Path(save_directory), "processor") as folder:
             self.llm_tokenizer.save_pretrained(folder / "tokenizer")
             for key, processor in self.encoder_processors.items():
-                processor.save_pretrained(folder / "processors" / key)
+                if hasattr(processor, "save_pretrained"):
+                    processor.save_pretrained(folder / "processors" / key)
             description = {
                 "format": 1,
                 "encoder_processors": {key: library.path_of(type(p)) for key, p in self.encoder_processors.items()},
@@ -275,6 +309,11 @@ class MultimodalProcessor:
             CheckpointError: if a file is missing or damaged, or something of the caller's own must be given again.
         """
         folder = _files.current(Path(save_directory), "processor")
+        if folder.is_dir() and not (folder / _FILE).is_file():
+            raise MissingFileError(
+                f"{folder} holds no processor ({_FILE} is not there): save it with processor.save_pretrained, or give "
+                "Trainer processing_class=processor"
+            )
         description = library.read_json(folder / _FILE)
         functions = dict(num_feature_calculation_funcs or {})
         missing = [key for key in description["num_feature_calculation_funcs"] if key not in functions]
@@ -287,9 +326,15 @@ class MultimodalProcessor:
         for key, path in description["encoder_processors"].items():
             if key not in processors:
                 place = folder / "processors" / key
+                if not path.startswith("transformers."):
+                    raise CheckpointError(
+                        f"{folder} was saved with a processor of the caller's own for {key!r} ({path}): pass it again, "
+                        f"encoder_processors={{{key!r}: ...}}"
+                    )
                 if not place.is_dir():
                     raise MissingFileError(f"{folder} is incomplete: {place.relative_to(folder)} is not there")
-                processors[key] = library.find_class(path, f"encoder_processors[{key!r}]").from_pretrained(place)
+                where = f"encoder_processors[{key!r}]"
+                processors[key] = library.find_class(path, where).from_pretrained(place)
         if not (folder / "tokenizer").is_dir():
             raise MissingFileError(f"{folder} is incomplete: tokenizer is not there")
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=trust_remote_code)
@@ -307,7 +352,7 @@ def _add_special_tokens(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -
 def _keywords(processor: Any) -> set[str]:
     """Every keyword that a Hugging Face processor or tokenizer takes by name."""
     names: set[str] = set(getattr(getattr(processor, "valid_kwargs", None), "__annotations__", {}))
-    for method in (type(processor).__call__, getattr(type(processor), "preprocess", None)):
+    for method in (processor, *(getattr(processor, name, None) for name in ("preprocess", "_encode_plus"))):
         if method is not None:
             parameters = inspect.signature(method).parameters.values()
             names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -340,6 +385,22 @@ def _is_count(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.numel() == 1 and not value.is_floating_point()
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 0)
+
+
+def _warn_of_left_out(numbers: Mapping[str, tuple[int, int]]) -> None:
+    left_out = {key: given - kept for key, (kept, given) in numbers.items() if kept < given}
+    listed = ", ".join(f"{number} of modality {key!r}" for key, number in left_out.items())
+    warnings.warn(
+        f"truncation left out whole inputs, whose positions did not fit max_length: {listed}", UserWarning, stacklevel=3
+    )
+
+
+def _whole_numbers(rows: Any, return_tensors: str | None) -> Any:
+    """Rows of ids or flags as they are, or whole numbers where there is nothing that would tell their dtype."""
+    if any(rows) or return_tensors is None:
+        return rows
+    empty = np.zeros((len(rows), 0), dtype=np.int64)
+    return torch.from_numpy(empty) if return_tensors == "pt" else empty
 
 
 def _converted(value: Any, return_tensors: str | None) -> Any:
