@@ -10,8 +10,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # not on every system
+    fcntl = None  # type: ignore[assignment]
 
 
 def _committed(directory: Path, kind: str) -> Path:
@@ -28,7 +33,7 @@ def _listed(directory: Path, kind: str) -> set[str]:
         names = json.loads(_listing(directory, kind).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return set()
-    return {name for name in names if isinstance(name, str) and ".." not in name and not name.startswith("/")}
+    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
 
 
 def current(directory: Path, kind: str) -> Path:
@@ -49,6 +54,11 @@ def replacing(directory: Path, kind: str) -> Iterator[Path]:
         An empty folder to write into. If the block raises, the former set stays and the folder is removed.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    with _alone(directory):
+        yield from _replace(directory, kind)
+
+
+def _replace(directory: Path, kind: str) -> Iterator[Path]:
     _settle(directory, kind)
     for leftover in directory.glob(f".{kind}-writing-*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -65,6 +75,20 @@ def replacing(directory: Path, kind: str) -> Iterator[Path]:
         raise
     _flush(directory)
     _settle(directory, kind)
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Keep other processes and threads from replacing files in a folder meanwhile; a killed process lets go."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _settle(directory: Path, kind: str) -> None:
@@ -85,7 +109,9 @@ def _settle(directory: Path, kind: str) -> None:
             shutil.copyfile(committed / name, aside)
         os.replace(aside, target)
     for name in former - new:
-        (directory / name).unlink(missing_ok=True)
+        with suppress(OSError, ValueError):
+            if (directory / name).parent.resolve().is_relative_to(directory.resolve()):
+                (directory / name).unlink()
     # The committed folder counts as long as it bears its name, so it loses the name before it loses a file.
     done = Path(tempfile.mkdtemp(prefix=f".{kind}-writing-", dir=directory))
     committed.rename(done / "done")

@@ -121,8 +121,9 @@ def _signature(function: Callable[..., Any]) -> ForwardArguments:
 
 
 def forward_arguments(module: nn.Module) -> ForwardArguments:
-    """What the forward method of an unwrapped module takes."""
-    return _signature(type(module).forward)
+    """What the forward method of an unwrapped module takes; one that takes anything is its base class's."""
+    declared = [_signature(cls.__dict__["forward"]) for cls in type(module).__mro__ if "forward" in cls.__dict__]
+    return next((found for found in declared if found.names), declared[0])
 
 
 def language_model_arguments(language_model: nn.Module) -> ForwardArguments:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cornstarch.errors import ArgumentError
-from cornstarch.models.multimodal_language_model import anatomy, freezing
+from cornstarch.models.multimodal_language_model import anatomy, freezing, library
 from cornstarch.models.multimodal_language_model.anatomy import Rows
 from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
 
@@ -101,6 +101,10 @@ def _by_arithmetic(encoder: ModalEncoderModule, inputs: Inputs, number: int) -> 
     if encoder.projector is None or encoder.projector.is_custom:
         return None
     module = freezing.unwrap(encoder.module)
+    if type(encoder).forward is not ModalEncoderModule.forward or not library.is_found(type(module)):
+        return None  # somebody's own class, whatever its config says
+    if any(hooked._forward_hooks for hooked in (encoder, encoder.module, module)):
+        return None
     for known in (anatomy.packed_feature_counts(module, inputs), anatomy.padded_feature_counts(module, inputs)):
         if known is not None and len(known) == number:
             return known
@@ -135,7 +139,7 @@ def _run_on_meta(encoder: ModalEncoderModule, inputs: Inputs) -> Rows:
         else value
         for name, value in inputs.items()
     }
-    return _stand_in(encoder, lambda weight: torch.empty_like(weight, device="meta"))(**shapes)  # type: ignore[no-any-return]
+    return _stand_in(encoder, _on_meta)(**shapes)  # type: ignore[no-any-return]
 
 
 def _run(encoder: ModalEncoderModule, inputs: Inputs) -> Rows:
@@ -145,11 +149,31 @@ def _run(encoder: ModalEncoderModule, inputs: Inputs) -> Rows:
         return _stand_in(encoder, lambda weight: weight)(**placed)  # type: ignore[no-any-return]
 
 
+def _on_meta(weight: Tensor) -> Tensor:
+    return torch.empty(weight.shape, dtype=weight.dtype, device="meta")
+
+
 def _stand_in(encoder: ModalEncoderModule, weight: Callable[[Tensor], Tensor]) -> ModalEncoderModule:
-    """A copy of the module around other weights, in evaluation mode: the module may be training in another thread."""
-    memo: dict[int, Any] = {id(buffer): weight(buffer) for buffer in encoder.buffers()}
+    """A copy of the module around other weights, in evaluation mode: the module may be training in another thread.
+
+    What its modules hold beside weights and modules (locks, files, the caller's own objects) is shared.
+    """
+    memo: dict[int, Any] = {id(buffer): weight(buffer).clone() for buffer in encoder.buffers()}
     memo |= {id(p): nn.Parameter(weight(p.detach()), requires_grad=False) for p in encoder.parameters()}
-    return copy.deepcopy(encoder, memo).eval()
+    for module in encoder.modules():
+        for value in (*vars(module).values(), *module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            if isinstance(value, Tensor):
+                memo.setdefault(id(value), weight(value.detach()))
+            elif not isinstance(getattr(value, "__self__", value), nn.Module | dict | list | tuple | set):
+                memo.setdefault(id(value), value)
+    try:
+        return copy.deepcopy(encoder, memo).eval()
+    except Exception as error:
+        name = type(freezing.unwrap(encoder.module)).__name__
+        raise ArgumentError(
+            f"{name} cannot be asked how many features it yields, as it cannot be copied ({error}): say it with "
+            "num_feature_calculation_funcs"
+        ) from error
 
 
 def _callbacks(encoder: ModalEncoderModule) -> list[Any]:

@@ -100,9 +100,10 @@ def read(key: str, processor: Any, given: Any, shared: dict[str, Any]) -> Media:
     kind = _KINDS.get(argument, "other")
     items, per_sample = _flatten(key, given[argument], kind)
     if kind == "image":
-        items = [_open_image(key, index, item) for index, item in enumerate(items)]
+        grey = "L" if len(getattr(processor, "image_mean", None) or "RGB") == 1 else "RGB"
+        items = [_open_image(key, index, item, grey) for index, item in enumerate(items)]
     if kind == "audio":
-        items = [np.asarray(item, dtype=np.float32) for item in items]
+        items = [_as_sound(key, index, item) for index, item in enumerate(items)]
     options = {name: value for name, value in {**shared, **given}.items() if name != argument}
     return Media(argument=argument, items=items, per_sample=per_sample, options=options)
 
@@ -179,8 +180,18 @@ def _is_item(value: Any, kind: str) -> bool:
     return kind == "video" and all(_is_item(frame, "image") for frame in value)
 
 
-def _open_image(key: str, index: int, item: Any) -> Any:
-    """An image that is known to decode: paths, URLs and bytes opened, lazily opened files read to the end."""
+def _as_sound(key: str, index: int, item: Any) -> np.ndarray[Any, Any]:
+    try:
+        return np.asarray(item.detach().cpu() if isinstance(item, Tensor) else item, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        found = type(item).__name__
+        raise MediaError(
+            f"modality {key!r}: sound {index} is a {found}; expected an array or list of samples"
+        ) from error
+
+
+def _open_image(key: str, index: int, item: Any, grey: str) -> Any:
+    """An image that is known to decode, in RGB (or in the mode `grey`, which one-channel processors take)."""
     name = str(item) if isinstance(item, str | Path) else getattr(item, "filename", "") or type(item).__name__
     try:
         if isinstance(item, Path):
@@ -191,7 +202,7 @@ def _open_image(key: str, index: int, item: Any) -> Any:
             return load_image(Image.open(io.BytesIO(item)))
         if isinstance(item, Image.Image):
             item.load()
-            return item
+            return item if item.mode in ("RGB", grey) else load_image(item)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         if isinstance(item, str | Path) and not os.path.exists(name) and len(name) < 1000:
             raise MediaError(

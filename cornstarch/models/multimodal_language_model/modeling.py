@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from cornstarch.errors import ArgumentError, ModalityMismatchError
 from cornstarch.models.multimodal_language_model import (
@@ -160,8 +161,6 @@ class MultimodalModel(Composition):
         if wanted and mask is not None and mask.dim() == 2 and not freezing.learns_prompt(self.language_model):
             length = arguments["inputs_embeds"].shape[1]
             arguments["position_ids"] = merge.positions_from_mask(mask, length) + self._first_position
-        if getattr(self.config.text_config, "return_dict", True) is False:
-            arguments["return_dict"] = True
         if "use_cache" in taken and self.training and "past_key_values" not in arguments:
             arguments.setdefault("use_cache", False)
         return arguments
@@ -186,6 +185,7 @@ class MultimodalModel(Composition):
         features: Mapping[str, Rows],
     ) -> tuple[Tensor, Tensor | None]:
         """Embed the text and put features and ignored labels at the modalities' positions."""
+        _check_shapes(input_ids, inputs_embeds, labels)
         if input_ids is None:
             if inputs_embeds is None:
                 raise ArgumentError("forward needs input_ids or inputs_embeds, found neither")
@@ -194,8 +194,6 @@ class MultimodalModel(Composition):
                     f"inputs of {', '.join(features)} were given without input_ids, which say where they go"
                 )
             return inputs_embeds, labels
-        if labels is not None and labels.shape != input_ids.shape:
-            raise ArgumentError(f"labels have shape {tuple(labels.shape)}, input_ids {tuple(input_ids.shape)}")
         token_ids = self.modality_token_ids
         missing = [key for key in features if key not in token_ids]
         if missing:
@@ -283,6 +281,8 @@ class MultimodalModel(Composition):
         reserved = routing.language_model_names(self.language_model)
         prepared = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
         routed, rest = routing.route(self._modal_encoders, reserved, prepared, _ready(encoder_outputs))
+        # To `generate` None is a value: it overrules what the generation config says.
+        rest |= {name: None for name, value in inputs.items() if value is None and hasattr(GenerationConfig(), name)}
         features = self._encode(routed, encoder_outputs)
         inputs_embeds, _ = self._merge(input_ids, inputs.get("inputs_embeds"), None, features)
         arguments = self._preprocess_llm({**rest, "inputs_embeds": inputs_embeds}, input_ids, inputs)
@@ -389,7 +389,25 @@ class MultimodalModel(Composition):
         return importing.from_hugging_face(name_or_path, **kwargs)
 
 
+def _check_shapes(input_ids: Any, inputs_embeds: Any, labels: Any) -> None:
+    """Refuse what is no (B, S) batch of ids, or has another shape than the rest of the batch."""
+    shape: tuple[int, ...] | None = None
+    for name, value in (("input_ids", input_ids), ("inputs_embeds", inputs_embeds), ("labels", labels)):
+        if value is None:
+            continue
+        if not isinstance(value, Tensor):
+            raise ArgumentError(f"{name} must be a tensor, found {type(value).__name__}")
+        if name == "input_ids" and (value.dim() != 2 or value.is_floating_point()):
+            found = f"{value.dtype} of shape {tuple(value.shape)}"
+            raise ArgumentError(f"input_ids must be whole numbers of shape (batch, positions), found {found}")
+        if shape is not None and tuple(value.shape[:2]) != shape:
+            raise ArgumentError(f"{name} must have shape {shape} as the rest of the batch, found {tuple(value.shape)}")
+        shape = tuple(value.shape[:2])
+
+
 def _ready(encoder_outputs: Mapping[str, Any] | None) -> list[str]:
+    if encoder_outputs is not None and not isinstance(encoder_outputs, Mapping):
+        raise ArgumentError(f"encoder_outputs must be a dict of modality keys, found {type(encoder_outputs).__name__}")
     return [key for key, output in (encoder_outputs or {}).items() if output is not None]
 
 
@@ -411,6 +429,13 @@ def _check_parts(encoders: Any, language_model: Any) -> None:
     for part in (language_model, *(encoder.module for encoder in encoders.values())):
         if freezing.is_mixed(part):
             raise ArgumentError("get_peft_model(..., mixed=True) is not supported; wrap the part without mixed=True")
+    if "labels" not in anatomy.forward_arguments(freezing.unwrap(language_model)).names:
+        raise ArgumentError(
+            f"{type(freezing.unwrap(language_model)).__name__} takes no labels: it has no language modelling head. "
+            "Load it with AutoModelForCausalLM"
+        )
+    if getattr(getattr(freezing.unwrap(language_model), "config", None), "return_dict", True) is False:
+        raise ArgumentError("the language model's config has return_dict=False, which is not supported; set it to True")
     reason = anatomy.why_not_by_embeddings(freezing.unwrap(language_model))
     if reason is not None:
         raise ArgumentError(f"{type(freezing.unwrap(language_model)).__name__} cannot be composed: {reason}")

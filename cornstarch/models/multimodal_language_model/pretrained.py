@@ -36,6 +36,8 @@ from cornstarch.models.multimodal_language_model.projector import MultimodalProj
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _FORMAT = 1
+_MOST_READS = 20  # of a folder that is saved into all the while
+_ADAPTER_NAME = re.compile(r"(?!.*\.\.)[^/\\]+")
 _CALLBACK_NAMES = ("preprocess_callback", "postprocess_module_callback", "postprocess_projector_callback")
 _WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
@@ -47,7 +49,8 @@ def save(
     model: MultimodalModel, directory: Path, state_dict: Mapping[str, Tensor] | None, max_shard_size: int | str
 ) -> None:
     """Write a model into a folder; see `MultimodalModel.save_pretrained`."""
-    tensors, aliases = _without_aliases(model.state_dict() if state_dict is None else state_dict)
+    state = model.state_dict() if state_dict is None else state_dict
+    tensors, aliases = _without_aliases(_without_wrappers(model, state))
     with _files.replacing(directory, "model") as folder:
         description = {
             "model_type": "cornstarch",
@@ -69,13 +72,27 @@ def save(
         (folder / _CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
+def _without_wrappers(model: MultimodalModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights under the names they have without what stands around parts (torch.compile, DDP)."""
+    prefixes = {}
+    for key, wrapper in model.encoders.items():
+        inner = model._modal_encoders[key]
+        path = next(name for name, module in wrapper.named_modules() if module is inner)
+        prefixes[f"{key}_encoder.{path}."] = f"{key}_encoder."
+    renamed = {}
+    for place, value in state.items():
+        prefix = next((prefix for prefix in prefixes if place.startswith(prefix)), "")
+        name = prefixes.get(prefix, "") + place.removeprefix(prefix)
+        renamed[name.replace("_orig_mod.", "")] = value
+    return renamed
+
+
 def _without_aliases(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Each tensor once, and under which name a tensor that has several was kept (tied weights)."""
     kept: dict[Any, str] = {}
     storages: set[int] = set()
     tensors, aliases = {}, {}
-    for place, value in state.items():
-        name = place.replace("_orig_mod.", "")  # the place of a part that torch.compile wrapped
+    for name, value in state.items():
         tensor = value.detach()
         if type(tensor) is not Tensor or tensor.is_meta:
             raise ArgumentError(
@@ -122,6 +139,7 @@ def _describe_part(part: nn.Module, folder: Path) -> dict[str, Any]:
         description["left_out"] = anatomy.left_out_modules(base)
     adapters = freezing.adapter_configs(part)
     for name, config in adapters.items():
+        _check_adapter_name(name)
         config.save_pretrained(str(folder / "adapters" / name))
     description["adapters"] = list(adapters)
     description["adapters_inside"] = freezing.holds_adapters(part)
@@ -167,19 +185,49 @@ def _describe_trainable(part: nn.Module) -> bool | list[str]:
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
-def load(
+def load(cls: type[MultimodalModel], directory: Path, **options: Any) -> MultimodalModel:
+    """Read a model of class `cls` from a folder; see `MultimodalModel.from_pretrained`.
+
+    Files may be replaced by another save meanwhile; what was read then may be of two models, and is read again.
+    """
+    for _ in range(_MOST_READS):
+        before = _generation(directory)
+        try:
+            model = _load(cls, before[0], **options)
+        except CheckpointError:
+            if _generation(directory) == before:
+                raise
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            if _generation(directory) == before:
+                raise CheckpointError(f"{before[0]} is damaged, or of another version: {error!r}") from error
+        else:
+            if _generation(directory) == before:
+                return model
+    raise CheckpointError(f"{directory} was saved into again and again while it was read")
+
+
+def _generation(directory: Path) -> tuple[Path, Any]:
+    """Where the files of a model are, and something that changes when they are replaced."""
+    folder = _files.current(directory, "model")
+    try:
+        status = (folder / _CONFIG).stat()
+    except OSError:
+        return folder, None
+    return folder, (status.st_ino, status.st_mtime_ns)
+
+
+def _load(
     cls: type[MultimodalModel],
-    directory: Path,
+    folder: Path,
     *,
     dtype: torch.dtype | str | None,
     custom_objects: Mapping[str, Any],
     attn_implementation: str | None,
     trust_remote_code: bool,
 ) -> MultimodalModel:
-    """Read a model of class `cls` from a folder; see `MultimodalModel.from_pretrained`."""
-    folder = _files.current(directory, "model")
+    """Read a model from a folder in which nothing changes."""
     if not folder.is_dir():
-        raise MissingFileError(f"{directory} is no folder; expected one that save_pretrained wrote")
+        raise MissingFileError(f"{folder} is no folder; expected one that save_pretrained wrote")
     description = library.read_json(folder / _CONFIG)
     if description.get("model_type") != "cornstarch" or "language_model" not in description:
         raise CheckpointError(
@@ -192,7 +240,9 @@ def load(
         if not key.isidentifier():
             raise CheckpointError(f"{folder / _CONFIG} has the modality key {key!r}, which is no identifier")
     _check_custom_objects(description, custom_objects)
-    wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    wanted = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if dtype is not None and not isinstance(wanted, torch.dtype):
+        raise ArgumentError(f"dtype must be a torch.dtype or the name of one such as 'bfloat16', found {dtype!r}")
     options = {"dtype": wanted, "attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
     with no_init_weights():  # every weight is read below
         encoders = {
@@ -290,7 +340,14 @@ def _build_part(
     return part  # type: ignore[no-any-return]
 
 
+def _check_adapter_name(name: str) -> None:
+    if _ADAPTER_NAME.fullmatch(name) is None:
+        raise CheckpointError(f"the adapter name {name!r} cannot name a folder; give the adapter another name")
+
+
 def _adapter_folders(folder: Path, names: list[str]) -> dict[str, Path]:
+    for name in names:
+        _check_adapter_name(name)
     return {name: folder / "adapters" / name for name in names}
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BatchFeature, FeatureExtractionMixin, PreTrainedTokenizerBase
+from transformers.image_processing_base import ImageProcessingMixin
 
 from cornstarch import _files
 from cornstarch.errors import ArgumentError, CheckpointError, MissingFileError, UnknownArgumentError
@@ -70,6 +71,10 @@ class MultimodalProcessor:
         self.llm_tokenizer = llm_tokenizer
         self.num_feature_calculation_funcs = dict(num_feature_calculation_funcs or {})
         self.tokens = {key: (predefined_tokens or {}).get(key, f"<{key}>") for key in model.encoders}
+        taken = {llm_tokenizer.pad_token, llm_tokenizer.bos_token, llm_tokenizer.eos_token, llm_tokenizer.unk_token}
+        for key, token in self.tokens.items():
+            if not isinstance(token, str) or not token.strip() or token in taken:
+                raise ArgumentError(f"predefined_tokens[{key!r}] must be a token of its own, found {token!r}")
         if len(set(self.tokens.values())) != len(self.tokens):
             raise ArgumentError(f"every modality needs a mark of its own, found {self.tokens}")
         self._model = model
@@ -108,7 +113,8 @@ class MultimodalProcessor:
         """
         text_options, shared = self._share(kwargs)
         text_options |= self._text_options(llm_inputs)
-        return_tensors = text_options.pop("return_tensors", None) if return_tensors is None else return_tensors
+        inner = text_options.pop("return_tensors", None)
+        return_tensors = inner if return_tensors is None else return_tensors
         if return_tensors not in ("pt", "np", None):
             raise ArgumentError(f"return_tensors must be 'pt', 'np' or None, found {return_tensors!r}")
         inputs = self._read_media(encoder_inputs or {}, shared)
@@ -334,7 +340,11 @@ class MultimodalProcessor:
                 if not place.is_dir():
                     raise MissingFileError(f"{folder} is incomplete: {place.relative_to(folder)} is not there")
                 where = f"encoder_processors[{key!r}]"
-                processors[key] = library.find_class(path, where).from_pretrained(place)
+                found: Any = library.find_class(path, where)
+                kinds = (ImageProcessingMixin, FeatureExtractionMixin)
+                if not isinstance(found, type) or not issubclass(found, kinds):
+                    raise CheckpointError(f"{where}: {path} is no processor of images, videos or sounds")
+                processors[key] = found.from_pretrained(place)  # type: ignore[attr-defined]
         if not (folder / "tokenizer").is_dir():
             raise MissingFileError(f"{folder} is incomplete: tokenizer is not there")
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=trust_remote_code)

@@ -140,7 +140,10 @@ class Samples:
             return None
         if truncation not in (True, "longest_first"):
             raise ArgumentError(f"truncation must be True or False, found {truncation!r}")
-        limit = self._options.get("max_length") or self._tokenizer.model_max_length
+        given = self._options.get("max_length")
+        if given is not None and given < 1:
+            raise ArgumentError(f"max_length must be at least 1, found {given}")
+        limit = given if given is not None else self._tokenizer.model_max_length
         return int(limit) if limit < 10**9 else None  # tokenizers without a limit state an enormous one
 
     def _choose(self, sample: int, widths: list[int], limit: int) -> list[int]:
