@@ -194,7 +194,7 @@ def load(cls: type[MultimodalModel], directory: Path, **options: Any) -> Multimo
         before = _generation(directory)
         try:
             model = _load(cls, before[0], **options)
-        except CheckpointError:
+        except OSError:
             if _generation(directory) == before:
                 raise
         except (AttributeError, IndexError, KeyError, TypeError) as error:
