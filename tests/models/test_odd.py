@@ -380,6 +380,30 @@ def test_a_reader_never_gets_two_saves_mixed(tmp_path: Path) -> None:
         thread.join()
 
 
+def test_loading_and_saving_touch_no_other_thread(tmp_path: Path) -> None:
+    """New layers made meanwhile and afterwards have ordinary weights."""
+    model = composed(parts.clip())
+    model.save_pretrained(tmp_path)
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.is_set():
+            MultimodalModel.from_pretrained(tmp_path)
+            model.save_pretrained(tmp_path / "other")
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(300):
+            assert 0 < nn.Linear(64, 64).weight.abs().max() <= 1 / 8
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert 0 < nn.Linear(64, 64).weight.abs().max() <= 1 / 8
+
+
 def test_savers_wait_for_each_other(tmp_path: Path) -> None:
     models = [composed(parts.clip()) for _ in range(3)]
     errors: list[Exception] = []

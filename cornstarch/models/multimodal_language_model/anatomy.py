@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 from transformers.utils.generic import TransformersKwargs
@@ -327,7 +326,7 @@ def _as_its_config_makes_it(module: nn.Module) -> nn.Module | None:
     if not isinstance(module, PreTrainedModel):
         return None
     try:
-        with torch.device("meta"), no_init_weights():
+        with torch.device("meta"):
             return type(module)._from_config(copy.deepcopy(module.config))  # type: ignore[no-any-return]
     except Exception:  # a class that needs more than its config
         return None

@@ -22,9 +22,9 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save, get_class_from_dynamic_module
-from transformers.initialization import no_init_weights
 
 from cornstarch import _files
 from cornstarch.errors import ArgumentError, CheckpointError, MissingFileError
@@ -182,6 +182,19 @@ def _describe_trainable(part: nn.Module) -> bool | list[str]:
     return [name for name, flag in flags.items() if flag]
 
 
+class _UnsetWeights(TorchFunctionMode):
+    """New weights are not drawn at random, which takes long for a large model. Holds for this thread alone.
+
+    Patching `torch.nn.init` instead (as `transformers.initialization.no_init_weights` does) would reach every thread,
+    and two threads that do so at once leave it patched for good.
+    """
+
+    _SKIPPED = frozenset({Tensor.normal_, Tensor.uniform_})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in self._SKIPPED else func(*args, **(kwargs or {}))
+
+
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
@@ -244,7 +257,7 @@ def _load(
     if dtype is not None and not isinstance(wanted, torch.dtype):
         raise ArgumentError(f"dtype must be a torch.dtype or the name of one such as 'bfloat16', found {dtype!r}")
     options = {"dtype": wanted, "attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
-    with no_init_weights():  # every weight is read below
+    with _UnsetWeights():  # every weight is read below
         encoders = {
             key: _build_encoder(key, entry, folder, custom_objects, options)
             for key, entry in description["encoders"].items()
