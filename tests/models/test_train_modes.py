@@ -177,6 +177,34 @@ def test_callbacks_without_weights_follow_their_half(encoder: bool, projector: b
     assert same is not (encoder or projector)
 
 
+@pytest.mark.parametrize("llm", [True, False])
+@pytest.mark.parametrize("switch", [True, False])
+def test_a_callback_before_the_language_model_follows_llm_mode(llm: bool, switch: bool) -> None:
+    """Its weights train and its dropout runs as `llm_mode` says; None leaves both; all frozen, losses equal bits."""
+
+    class Callback(nn.Module):
+        def __init__(self, *layers: nn.Module) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(*layers)
+
+        def forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
+            return {**inputs, "inputs_embeds": self.layers(inputs["inputs_embeds"])}
+
+    inputs = tiny.vision_batch()
+    for layers in ([nn.Linear(32, 32), nn.Dropout(0.5)], [nn.Dropout(0.5)]):
+        vision = ModalEncoderModule(tiny.encoder())
+        model = MultimodalModel({"vision": vision}, tiny.language_model(), preprocess_llm_callback=Callback(*layers))
+        model.set_modality_token_ids({"vision": IMAGE})
+        model.train({"vision": (False, False)}, llm_mode=llm)
+        model.train({"vision": (False, False)}, llm_mode=None).train(switch)
+        callback = model.preprocess_llm_callback
+        assert bool(trainable(callback)) is (llm and len(layers) == 2)
+        assert all(module.training is (llm and switch) for module in callback.modules())
+        first, second = model(**inputs).loss, model(**inputs).loss
+        assert torch.equal(first, second) is not (llm and switch)
+        assert first.requires_grad is llm
+
+
 # --- the mode as everywhere in PyTorch --------------------------------------------------------------------------------
 
 SWITCHES: dict[str, tuple[Callable[[MultimodalModel], Any], bool]] = {
