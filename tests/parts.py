@@ -1,9 +1,12 @@
 """Small processors, tokenizers and whole models for the tests of processing and saving."""
 
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from packaging.version import Version
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
@@ -19,6 +22,7 @@ from transformers import (
     WhisperConfig,
     WhisperFeatureExtractor,
 )
+from transformers.integrations.peft import MIN_PEFT_VERSION
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -166,3 +170,11 @@ def three_modalities() -> tuple[MultimodalModel, MultimodalProcessor]:
         "speech": Wav2Vec2FeatureExtractor(return_attention_mask=True),
     }
     return model.eval(), MultimodalProcessor(processors_by_key, tokenizer(padding_side="left"), model)
+
+
+def add_adapter(part: Any, config: Any) -> None:
+    """Put an adapter inside a part with transformers' own `add_adapter`, where it takes the installed PEFT."""
+    needed, found = MIN_PEFT_VERSION, version("peft")
+    if Version(found) < Version(needed):
+        pytest.skip(f"transformers' add_adapter needs peft {needed}, found {found}: its own check refuses it")
+    part.add_adapter(config)

@@ -181,7 +181,7 @@ class Plain(nn.Module):
 
 @pytest.mark.parametrize("form", ["tensor", "tuple", "output", "list"])
 def test_plain_modules_and_forms_of_output(form: str) -> None:
-    """The same features whatever form the hidden states come in."""
+    """The same features whatever form the hidden states come in, 1e-5: a list is projected input by input."""
     module = Plain(form)
     module.hidden_size = 16
     encoder = ModalEncoderModule(module)
@@ -189,7 +189,8 @@ def test_plain_modules_and_forms_of_output(form: str) -> None:
     readings = torch.randn(2, 3, 4)
     features = encoder(readings=readings)
     rows = torch.cat(features) if form == "list" else features.flatten(0, 1)
-    assert torch.equal(rows, encoder.projector(module.layer(readings)).flatten(0, 1))
+    expected = encoder.projector(module.layer(readings)).flatten(0, 1)
+    assert (rows - expected).abs().max() <= 1e-5 * expected.abs().max()
     model(input_ids=ids(6), readings=readings)
 
 

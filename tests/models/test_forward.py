@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, DynamicCache, Wav2Vec2Config, Wav2Vec2Model
 from transformers.modeling_outputs import CausalLMOutputWithPast, MoeCausalLMOutputWithPast
 
+from cornstarch.errors import ArgumentError
 from cornstarch.models.multimodal_language_model import ModalEncoderModule, MultimodalModel
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -205,20 +206,30 @@ def test_position_ids_reach_the_language_model(peft: bool) -> None:
     assert (found - model(**inputs).logits).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("argument", ["past_key_values", "cache"])
 @pytest.mark.parametrize("name", ["llama", "opt", "gpt2", "falcon-alibi", "gpt-neox"])
-def test_past_key_values_reach_the_language_model(name: str, peft: bool) -> None:
-    """The image first, the rest from the cache, with padding on the left: the logits of one pass, 1e-10."""
+def test_the_cache_reaches_the_language_model(name: str, argument: str, peft: bool) -> None:
+    """The image first, the rest from the cache, with padding on the left: the logits of one pass, 1e-10.
+
+    The cache has had several names in transformers; each works with any release.
+    """
     model = composed(language_model(name, peft=peft))
     ids = torch.stack([row(5, IMAGE, 6, 7, 8), row(0, 0, 3, IMAGE, 4)])
     mask = (ids != 0).long()
     whole = model(input_ids=ids, attention_mask=mask, pixel_values=images(2)).logits
     cache = DynamicCache(config=model.language_model.config)
     first = model(
-        input_ids=ids[:, :8], attention_mask=mask[:, :8], pixel_values=images(2), past_key_values=cache, use_cache=True
+        input_ids=ids[:, :8],
+        attention_mask=mask[:, :8],
+        pixel_values=images(2),
+        use_cache=True,
+        **{argument: cache},
     )
     assert first.past_key_values is cache
-    rest = model(input_ids=ids[:, 8:], attention_mask=mask, past_key_values=cache).logits
+    rest = model(input_ids=ids[:, 8:], attention_mask=mask, **{argument: cache}).logits
     close(rest, whole[:, 8:])
+    with pytest.raises(ArgumentError, match="two names for one argument"):
+        model(input_ids=ids[:, 8:], attention_mask=mask, past_key_values=cache, cache=cache)
 
 
 @pytest.mark.parametrize("keep", [1, 3, torch.tensor([0, 4])], ids=["one", "three", "chosen"])

@@ -54,7 +54,7 @@ def with_peft() -> MultimodalModel:
 
 def adapters_inside() -> MultimodalModel:
     model = MultimodalModel({"vision": ModalEncoderModule(parts.clip())}, qwen())
-    model.language_model.add_adapter(LoraConfig(r=2, target_modules=["v_proj"], init_lora_weights=False))
+    parts.add_adapter(model.language_model, LoraConfig(r=2, target_modules=["v_proj"], init_lora_weights=False))
     return model
 
 

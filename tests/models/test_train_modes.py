@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from cornstarch import CornstarchError, ModalEncoderModule, MultimodalModel
-from tests import tiny
+from tests import parts, tiny
 from tests.tiny import IMAGE, SOUND, trainable
 
 PARTS = {
@@ -458,7 +458,7 @@ def test_thawing_a_wrapped_encoder_trains_what_peft_trains(bias: str, task: str 
 def test_thawing_with_adapters_that_hugging_face_put_inside(where: str) -> None:
     """Adapters of transformers' own `add_adapter`, which wraps nothing: thawing trains them, not the base."""
     part = tiny.language_model() if where == "llm" else tiny.encoder()
-    part.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+    parts.add_adapter(part, LoraConfig(r=2, target_modules=["q_proj"]))
     expected = trainable(part)
     model = composed(lm=part) if where == "llm" else composed(vision=part)
     model.train(llm_mode=False)

@@ -98,6 +98,9 @@ KNOWN_KEYWORDS = frozenset(TransformersKwargs.__annotations__) | {
     "cache_position",
 }
 
+# The cache of a language model, under the names that models and releases of transformers have for it.
+CACHE_NAMES = ("cache", "past_key_values", "past_key_value", "cache_params", "layer_past")
+
 # Names under which callers and processors know the arguments of towers that take patches and their grid.
 _GRID_TOWER_ALIASES = {
     "hidden_states": ("pixel_values", "pixel_values_videos"),
@@ -133,6 +136,13 @@ def language_model_arguments(language_model: nn.Module) -> ForwardArguments:
         return own
     inner = forward_arguments(backbone)
     return ForwardArguments(tuple(dict.fromkeys(own.names + inner.names)), own.takes_any)
+
+
+def cache_aliases(language_model: nn.Module) -> dict[str, str]:
+    """Every name of a cache, to the one that `language_model`'s forward has for it; empty if it takes none."""
+    names = language_model_arguments(language_model).names
+    own = next((name for name in CACHE_NAMES if name in names), None)
+    return {} if own is None else dict.fromkeys(CACHE_NAMES, own)
 
 
 def argument_aliases(encoder: nn.Module) -> dict[str, str]:

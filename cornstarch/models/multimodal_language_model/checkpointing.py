@@ -19,9 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from cornstarch.errors import ArgumentError
 from cornstarch.models.multimodal_language_model import anatomy
 
-# A layer that writes to a cache would write a second time when it is recomputed.
 _OTHER = "_forward_before_checkpointing"
-_CACHE_ARGUMENTS = ("past_key_values", "past_key_value", "layer_past", "cache_params")
 
 
 def enable(part: nn.Module, every_n_layers: int = 1, offload: bool = False, **options: Any) -> None:
@@ -76,7 +74,9 @@ def _checkpointed(offload: bool, options: dict[str, Any]) -> Callable[..., Any]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         own = self.__dict__.get(_OTHER) or MethodType(type(self).forward, self)
         plain = partial(own, **kwargs)
-        if not _builds_graph(self, args, kwargs) or any(kwargs.get(name) is not None for name in _CACHE_ARGUMENTS):
+        # A layer that writes to a cache would write a second time when it is recomputed.
+        writes = any(kwargs.get(name) is not None for name in anatomy.CACHE_NAMES)
+        if writes or not _builds_graph(self, args, kwargs):
             return plain(*args)
         place = save_on_cpu(pin_memory=torch.accelerator.is_available()) if offload else nullcontext()
         with place:

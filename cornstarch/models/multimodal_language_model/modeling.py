@@ -140,6 +140,7 @@ class MultimodalModel(Composition):
         routing.refuse_unknown(inputs, self._input_names)
         routed, rest = routing.route(self._modal_encoders, reserved, prepared, _ready(encoder_outputs))
         rest.pop("input_ids", None)
+        rest = routing.name_cache(self.language_model, rest)
         features = self._encode(routed, encoder_outputs)
         inputs_embeds, kept_labels = self._merge(input_ids, inputs_embeds, labels, features)
         if labels is not None and kept_labels is not None and "num_items_in_batch" in rest:
@@ -161,7 +162,7 @@ class MultimodalModel(Composition):
         if wanted and mask is not None and mask.dim() == 2 and not freezing.learns_prompt(self.language_model):
             length = arguments["inputs_embeds"].shape[1]
             arguments["position_ids"] = merge.positions_from_mask(mask, length) + self._first_position
-        if "use_cache" in taken and self.training and "past_key_values" not in arguments:
+        if "use_cache" in taken and self.training and not any(name in arguments for name in anatomy.CACHE_NAMES):
             arguments.setdefault("use_cache", False)
         return arguments
 
@@ -281,6 +282,7 @@ class MultimodalModel(Composition):
         reserved = routing.language_model_names(self.language_model)
         prepared = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
         routed, rest = routing.route(self._modal_encoders, reserved, prepared, _ready(encoder_outputs))
+        rest = routing.name_cache(self.language_model, rest)
         # To `generate` None is a value: it overrules what the generation config says.
         rest |= {name: None for name, value in inputs.items() if value is None and hasattr(GenerationConfig(), name)}
         features = self._encode(routed, encoder_outputs)

@@ -429,11 +429,13 @@ def _weight_files(folder: Path, names: list[str]) -> list[Path]:
 def _read_tensors(path: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            # Copies: what the file gives is mapped from it, at addresses that change what a matrix product rounds to.
+            return {name: _copied(file.get_tensor(name), dtype) for name in file.keys()}  # noqa: SIM118 - no mapping
     except FileNotFoundError:
         raise MissingFileError(f"{path} is not there: the save it belongs to is incomplete") from None
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
-    if dtype is None:
-        return tensors
-    return {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+
+
+def _copied(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(dtype if tensor.is_floating_point() else None, copy=True)

@@ -18,8 +18,9 @@ from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModu
 
 def language_model_names(language_model: nn.Module) -> frozenset[str]:
     """Every keyword that the language model, under its wrappers, takes."""
-    taken = anatomy.language_model_arguments(freezing.unwrap(language_model))
-    always = {"input_ids", "attention_mask", "labels", "inputs_embeds"}
+    base = freezing.unwrap(language_model)
+    taken = anatomy.language_model_arguments(base)
+    always = {"input_ids", "attention_mask", "labels", "inputs_embeds", *anatomy.cache_aliases(base)}
     return frozenset(taken.names) | always | (anatomy.KNOWN_KEYWORDS if taken.takes_any else frozenset())
 
 
@@ -95,6 +96,26 @@ def route(
         elif _has_input(key, encoder, arguments, reserved):
             routed[key] = arguments
     return routed, {name: value for name, value in given.items() if name not in claimed}
+
+
+def name_cache(language_model: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the language model, its cache under the name that its own forward has for it.
+
+    Args:
+        language_model: wrapped or not.
+        arguments: keyword to value.
+
+    Returns:
+        The same with the cache renamed.
+
+    Raises:
+        ArgumentError: if the cache is given under two names.
+    """
+    aliases = anatomy.cache_aliases(freezing.unwrap(language_model))
+    given = [name for name in arguments if name in aliases]
+    if len(given) > 1:
+        raise ArgumentError(f"{given[0]!r} and {given[1]!r} are two names for one argument, the cache; give one")
+    return {aliases.get(name, name): value for name, value in arguments.items()}
 
 
 def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:
