@@ -23,7 +23,7 @@ WORKERS ?= 2
 .PHONY: demo test test-all test-slow test-wheel test-lowest check format clean
 
 demo: $(VENV)/.demo
-	$(BIN)/python -m cornstarch.cli.demo --output runs/digits $(DEMO_ARGS)
+	$(BIN)/python -m cornstarch.cli.demo examples/digits.yaml --run.overwrite true $(DEMO_ARGS)
 
 test: $(VENV)/.check
 	$(TESTS) -n $(WORKERS) -m "not slow" tests
@@ -51,7 +51,7 @@ $(VENV)/.torch:
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
-	$(PIP) install -e ".[demo]"
+	$(PIP) install -e ".[train]"
 	touch $@
 
 $(VENV)/.check: $(VENV)/.demo pyproject.toml

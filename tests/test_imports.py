@@ -39,8 +39,17 @@ def test_no_device_string() -> None:
     assert naming == []
 
 
-@pytest.mark.parametrize("optional", ["peft", "torchvision", "sklearn", "matplotlib", "accelerate", "datasets"])
+@pytest.mark.parametrize(
+    "optional", ["peft", "torchvision", "sklearn", "matplotlib", "accelerate", "datasets", "scipy"]
+)
 def test_importing_the_package_needs_nothing_optional(optional: str) -> None:
     """With the optional package made unimportable, the library imports."""
     script = f"import sys; sys.modules[{optional!r}] = None; import cornstarch"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("optional", ["peft", "sklearn", "matplotlib", "accelerate", "soundfile", "bitsandbytes"])
+def test_importing_training_needs_nothing_optional(optional: str) -> None:
+    """Each package is asked for where it is needed, and named if it is missing."""
+    script = f"import sys; sys.modules[{optional!r}] = None; import cornstarch.training, cornstarch.cli.main"
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,4 +1,4 @@
-"""The embedded data set: questions in words about handwritten digits, and batches of them.
+"""1a. The embedded data set: questions in words about handwritten digits.
 
 The images are scikit-learn's copy of the UCI handwritten digits (1,797 real images, 8 x 8, 13 writers), which comes
 in its wheel, so nothing is downloaded. About every image three questions are asked.
@@ -8,6 +8,7 @@ in 0 to 6 are for training, in 7 for validation, and in 8 or 9 for testing. Ever
 same proportion. Writers are not held apart: the data set does not say who wrote what.
 """
 
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,14 +16,10 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from transformers import BatchFeature
 
+from cornstarch.data.samples import Sample
 from cornstarch.errors import ArgumentError
-from cornstarch.models.multimodal_language_model.processing import MultimodalProcessor
-
-IGNORED = -100  # label of positions that carry no loss
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 QUESTIONS = {
@@ -122,37 +119,56 @@ def shifted(example: Example, right: int, down: int) -> Example:
     return replace(example, image=moved)
 
 
-# --- batches ----------------------------------------------------------------------------------------------------------
+# --- as a source ------------------------------------------------------------------------------------------------------
 
 
-def prompt(example: Example) -> str:
-    """What the model reads before it answers; `<vision>` stands for the image."""
-    return f"<vision>{example.question} "
+class DigitsSource:
+    """The questions about the images of one split as samples.
+
+    Args:
+        split: `"train"`, `"validation"` or `"test"`.
+        shift: images are moved by up to so many pixels in either direction, differently every epoch.
+        blank: share of the images that are blanked, others every epoch, with the right answer kept. What a model then
+            learns to say about a blank image is what is most often right.
+
+    Raises:
+        ArgumentError: for an unknown split or a share outside 0 to 1.
+        ImportError: if scikit-learn is not installed.
+    """
+
+    def __init__(self, split: str, shift: int = 0, blank: float = 0.0) -> None:
+        if not 0 <= blank <= 1 or shift < 0:
+            raise ArgumentError(f"blank is a share from 0 to 1 and shift a number of pixels, found {blank} and {shift}")
+        self.examples = digit_questions(split)
+        self._split, self._shift, self._blank = split, shift, blank
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def sample(self, index: int, chance: random.Random) -> Sample:
+        """One question, its image moved or blanked by chance.
+
+        Args:
+            index: from 0.
+            chance: decides what happens to the image.
+
+        Returns:
+            The sample.
+        """
+        example = self.examples[index]
+        if chance.random() < self._blank:
+            example = blanked(example)
+        elif self._shift:
+            right, down = (chance.randint(-self._shift, self._shift) for _ in range(2))
+            example = shifted(example, right, down)
+        return as_sample(example, f"digits, {self._split}, question {index}")
 
 
-def prompt_batch(processor: MultimodalProcessor, examples: Sequence[Example]) -> BatchFeature:
-    """A left-padded batch of prompts, to generate answers from."""
-    return _process(processor, examples, [prompt(example) for example in examples])
-
-
-def training_batch(processor: MultimodalProcessor, examples: Sequence[Example]) -> BatchFeature:
-    """A left-padded batch of prompts and answers with `labels` on the answers and the end token after each."""
-    tokenizer = processor.llm_tokenizer
-    answers = [example.answer + tokenizer.eos_token for example in examples]
-    batch = _process(processor, examples, [prompt(e) + a for e, a in zip(examples, answers, strict=True)])
-    labels = torch.full_like(batch["input_ids"], IGNORED)
-    for row, ids in enumerate(tokenizer(answers, add_special_tokens=False)["input_ids"]):
-        labels[row, -len(ids) :] = batch["input_ids"][row, -len(ids) :]  # the rows end where the answers end
-    batch["labels"] = labels
-    return batch
-
-
-def _process(processor: MultimodalProcessor, examples: Sequence[Example], text: list[str]) -> BatchFeature:
-    return processor(
-        encoder_inputs={"vision": {"images": [example.image for example in examples]}},
-        llm_inputs={"text": text, "padding": True, "padding_side": "left"},
-        return_tensors="pt",
-    )
+def as_sample(example: Example, name: str) -> Sample:
+    """A question and its answer as a conversation."""
+    asked = [{"type": "image", "image": example.image}, {"type": "text", "text": example.question}]
+    messages = ({"role": "user", "content": asked}, {"role": "assistant", "content": example.answer})
+    return Sample(messages=messages, name=name)
 
 
 # --- scikit-learn's data set ------------------------------------------------------------------------------------------
@@ -165,7 +181,7 @@ def _load() -> tuple[np.ndarray[Any, Any], tuple[int, ...]]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError(
-            "the handwritten digits come with scikit-learn, which is not installed: pip install 'cornstarch[demo]'"
+            "the handwritten digits come with scikit-learn, which is not installed: pip install 'cornstarch[train]'"
         ) from error
     pixels, digits = load_digits(return_X_y=True)
     return pixels.reshape(-1, 8, 8), tuple(int(digit) for digit in digits)

@@ -1,5 +1,84 @@
-"""Training: the loop, how far it is, and pictures of what came out of it."""
+"""Training: a config in, a run folder out; and every piece of that by itself.
 
-from cornstarch.training.loop import LoopConfig, StepRecord, fit, mean_loss
+Files stand in the order of a run: config (and reading it) -> building -> selection -> optimizers and schedules -> loop
+-> evaluation -> checkpoints -> metrics -> the report, and the run that puts them together.
+"""
 
-__all__ = ["LoopConfig", "StepRecord", "fit", "mean_loss"]
+from cornstarch.training.building import build_model, load_run, make_source
+from cornstarch.training.config import (
+    CallbacksConfig,
+    DataConfig,
+    DigitsConfig,
+    EncoderConfig,
+    EvaluationConfig,
+    GroupConfig,
+    LanguageModelConfig,
+    LlavaConfig,
+    ModelConfig,
+    NamedConfig,
+    OptimizerConfig,
+    PartConfig,
+    ProcessorConfig,
+    ProjectorConfig,
+    QuantizationConfig,
+    RunConfig,
+    ScheduleConfig,
+    TrainConfig,
+    TrainingConfig,
+    TrainsConfig,
+)
+from cornstarch.training.evaluation import Evaluation, answer, evaluate
+from cornstarch.training.loop import Callback, Loop, StepRecord
+from cornstarch.training.metrics import read_metrics
+from cornstarch.training.optimizers import make_optimizer, parameter_groups
+from cornstarch.training.reading import parse_config, read_config, to_yaml
+from cornstarch.training.report import part_rows, part_table, sample_text
+from cornstarch.training.run import Result, train
+from cornstarch.training.schedules import SCHEDULES, make_schedule
+from cornstarch.training.selection import choose
+
+__all__ = [
+    "SCHEDULES",
+    "Callback",
+    "CallbacksConfig",
+    "DataConfig",
+    "DigitsConfig",
+    "EncoderConfig",
+    "Evaluation",
+    "EvaluationConfig",
+    "GroupConfig",
+    "LanguageModelConfig",
+    "LlavaConfig",
+    "Loop",
+    "ModelConfig",
+    "NamedConfig",
+    "OptimizerConfig",
+    "PartConfig",
+    "ProcessorConfig",
+    "ProjectorConfig",
+    "QuantizationConfig",
+    "Result",
+    "RunConfig",
+    "ScheduleConfig",
+    "StepRecord",
+    "TrainConfig",
+    "TrainingConfig",
+    "TrainsConfig",
+    "answer",
+    "build_model",
+    "choose",
+    "evaluate",
+    "load_run",
+    "make_optimizer",
+    "make_schedule",
+    "make_source",
+    "parameter_groups",
+    "parse_config",
+    "part_rows",
+    "part_table",
+    "read_config",
+    "read_metrics",
+    "sample_text",
+    "to_yaml",
+    "train",
+]

@@ -58,24 +58,28 @@ def require_matplotlib() -> None:
 
 
 def draw_losses(
-    path: Path, losses: Sequence[float], validation: Sequence[tuple[int, float]], training_label: str = "training"
+    path: Path,
+    losses: Sequence[tuple[int, float]],
+    validation: Sequence[tuple[int, float]],
+    training_label: str = "training",
 ) -> None:
     """Draw the loss over the steps.
 
     Args:
         path: the PNG file to write or replace.
-        losses: one per training step.
+        losses: (step, loss) pairs of training.
         validation: (step, loss) pairs.
         training_label: what the training losses are called in the legend.
     """
     figure = _figure(8, 4.5)
     axes = figure.add_axes((0.085, 0.13, 0.89, 0.77))
-    steps = np.arange(1, len(losses) + 1)
-    axes.plot(steps, losses, color=_TRAINING, alpha=0.25, linewidth=0.8)
-    window = max(1, len(losses) // 40)
-    smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
+    steps, values = (np.asarray(column, dtype=float) for column in zip(*losses, strict=True))
+    axes.plot(steps, values, color=_TRAINING, alpha=0.25, linewidth=0.8)
+    window = max(1, len(values) // 40)
+    smooth = np.convolve(values, np.ones(window) / window, mode="valid")
+    middle = np.convolve(steps, np.ones(window) / window, mode="valid")
     label = training_label if window == 1 else f"{training_label}, mean of {window} steps"
-    axes.plot(steps[: len(smooth)] + (window - 1) / 2, smooth, color=_TRAINING, linewidth=1.8, label=label)
+    axes.plot(middle, smooth, color=_TRAINING, linewidth=1.8, label=label)
     if validation:
         axes.plot(*zip(*validation, strict=True), color=_VALIDATION, marker="o", markersize=4, label="validation")
     axes.set_yscale("log")
@@ -158,7 +162,7 @@ def _figure(width: float, height: float) -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "the pictures need matplotlib, which is not installed: pip install 'cornstarch[demo]'"
+            "the pictures need matplotlib, which is not installed: pip install 'cornstarch[train]'"
         ) from error
     return Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
 

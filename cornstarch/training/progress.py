@@ -25,6 +25,7 @@ class Progress:
         self._stream = sys.stdout if stream is None else stream
         self._recent: deque[tuple[float, StepRecord]] = deque(maxlen=_SMOOTHED_OVER)
         self._bar: Any = None
+        self._done_before = 0
 
     def __enter__(self) -> "Progress":
         self._started = self._last = time.perf_counter()
@@ -40,6 +41,20 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
+    def start(self, step: int) -> None:
+        """Say how many steps are done already."""
+        self._done_before = step
+        self._started = self._last = time.perf_counter()
+        if self._bar is not None:
+            self._bar.update(step)
+
+    def say(self, message: str) -> None:
+        """Show a line between the others."""
+        if self._bar is not None:
+            self._bar.write(message, file=self._stream)
+        else:
+            print(message, file=self._stream, flush=True)
+
     def update(self, record: StepRecord) -> None:
         """Show a step that is done."""
         now = time.perf_counter()
@@ -50,7 +65,8 @@ class Progress:
             self._bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
             self._bar.update()
         elif record.step % max(1, self._steps // _PLAIN_LINES) == 0 or record.step == self._steps:
-            left = (now - self._started) / record.step * (self._steps - record.step)
+            done = record.step - self._done_before
+            left = (now - self._started) / done * (self._steps - record.step)
             print(
                 f"step {record.step:>{len(str(self._steps))}}/{self._steps}  loss {loss:.3f}  "
                 f"{speed:,.0f} tokens/s  {int(left) // 60}:{int(left) % 60:02d} left",

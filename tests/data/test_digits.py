@@ -1,16 +1,16 @@
-"""The embedded data set: its split, its questions, its batches."""
+"""The embedded data set: its split, its questions, its samples."""
 
+import random
 import subprocess
 import sys
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from cornstarch.cli import demo
 from cornstarch.data import digits
-from cornstarch.data.digits import Example, digit_questions
+from cornstarch.data.digits import DigitsSource, Example, digit_questions
 from cornstarch.errors import ArgumentError
 
 ALL = [example for split in digits.SPLITS for example in digit_questions(split)]
@@ -76,7 +76,7 @@ def test_missing_scikit_learn_says_what_to_install() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "scikit-learn" in done.stdout
-    assert "cornstarch[demo]" in done.stdout
+    assert "cornstarch[train]" in done.stdout
 
 
 # --- questions --------------------------------------------------------------------------------------------------------
@@ -135,31 +135,33 @@ def test_shifted() -> None:
     assert np.array_equal(np.asarray(digits.shifted(ALL[0], 0, 0).image), before)
 
 
-# --- batches ----------------------------------------------------------------------------------------------------------
+# --- as a source ------------------------------------------------------------------------------------------------------
 
 
-def test_only_answer_and_end_token_are_labelled() -> None:
-    """Per row, what is labelled decodes to the answer and the end token; nothing else is labelled."""
-    _, processor = demo.build(0)
-    examples = of_image(0) + of_image(7)
-    batch = digits.training_batch(processor, examples)
-    for row, example in enumerate(examples):
-        labels = batch["labels"][row]
-        assert processor.decode(labels[labels != digits.IGNORED]) == example.answer + "<eos>"
-        assert torch.equal(labels[labels != -100], batch["input_ids"][row][labels != -100])
-        assert processor.decode(batch["input_ids"][row], skip_special_tokens=True) == (
-            f"{example.question} {example.answer}"
-        )
+def test_samples_are_the_questions() -> None:
+    """One conversation a question, in the same order, its image the question's."""
+    source = DigitsSource("test")
+    assert len(source) == 3 * 353
+    for index, example in enumerate(digit_questions("test")[:6]):
+        sample = source.sample(index, random.Random(0))
+        assert list(sample.media) == [("image", example.image)]
+        assert (sample.messages[0]["content"][1]["text"], sample.answer) == (example.question, example.answer)
+        assert str(index) in sample.name
 
 
-def test_prompts_end_where_the_answer_begins() -> None:
-    """A prompt's tokens are those of the training row before its labels."""
-    _, processor = demo.build(0)
-    examples = of_image(3)
-    prompts, rows = digits.prompt_batch(processor, examples), digits.training_batch(processor, examples)
-    assert "labels" not in prompts
-    for row in range(3):
-        unlabelled = (rows["labels"][row] == digits.IGNORED) & rows["attention_mask"][row].bool()
-        tokens = prompts["input_ids"][row][prompts["attention_mask"][row].bool()]
-        assert torch.equal(rows["input_ids"][row][unlabelled], tokens)
-        assert prompts["attention_mask"][row, -1] == 1
+def test_images_are_blanked_and_moved_by_chance() -> None:
+    """About a tenth blank, none of the answers changed; the same for the same chance, another for another."""
+    source, examples = DigitsSource("train", shift=1, blank=0.1), digit_questions("train")
+    first = [source.sample(index, random.Random(index)) for index in range(len(source))]
+    images = [next(iter(sample.media))[1] for sample in first]
+    assert 0.08 < sum(not image.getbbox() for image in images) / len(images) < 0.12
+    assert [sample.answer for sample in first] == [example.answer for example in examples]
+    assert sum(image == example.image for image, example in zip(images, examples, strict=True)) < len(images) / 4
+    again, other = source.sample(7, random.Random(7)), source.sample(7, random.Random(8))
+    assert next(iter(again.media))[1] == images[7] != next(iter(other.media))[1]
+
+
+@pytest.mark.parametrize("wrong", [{"split": "dev"}, {"split": "test", "blank": 1.5}, {"split": "test", "shift": -1}])
+def test_sources_that_cannot_be(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError):
+        DigitsSource(**wrong)

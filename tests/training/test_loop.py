@@ -1,231 +1,341 @@
-"""The training loop on tiny problems, and how it shows where it is."""
+"""The loop: what accumulation changes (nothing), what it does with numbers that are none, and its state."""
 
-import io
-import itertools
 import math
-from collections.abc import Iterator
-from types import SimpleNamespace
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
-from cornstarch.errors import ArgumentError, CornstarchError, TrainingError
-from cornstarch.training.loop import LoopConfig, StepRecord, fit, learning_rate_at, make_optimizer, mean_loss
-from cornstarch.training.progress import Progress
+from cornstarch import Batches, Callback, Loop, StepRecord, TrainingError, parameter_groups
+from cornstarch.training import OptimizerConfig, make_optimizer, make_schedule
+from cornstarch.training.loop import labelled_tokens
+from tests.training import toy
 
 
-class Line(nn.Module):
-    """Fits labels = 2 x + 1, with a loss like a model's."""
+def make(
+    micro_batch_size: int | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    batch_size: int = 8,
+    steps: int = 3,
+    made: tuple[Any, Any] | None = None,
+    optimizer: OptimizerConfig | None = None,
+    **options: Any,
+) -> Loop:
+    model, collator = made or toy.model_and_collator(dtype)
+    batches = Batches(toy.Colours(), collator, batch_size, micro_batch_size=micro_batch_size)
+    config = optimizer or OptimizerConfig(learning_rate=1e-2)
+    groups = parameter_groups(model, config)
+    return Loop(model, make_optimizer(groups, config), batches, steps=steps, **options)
+
+
+class Gradients(Callback):
+    """Keeps every step's gradients."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(1, 1)
-        self.dropout = nn.Dropout(0.5)
-        self.modes: list[bool] = []
+        self.steps: list[dict[str, Tensor]] = []
 
-    def forward(self, x: Tensor, labels: Tensor) -> SimpleNamespace:
-        self.modes.append(self.training)
-        return SimpleNamespace(loss=(self.layer(x) - labels).square().mean())
+    def on_gradients(self, loop: Loop) -> None:
+        parameters = loop.model.named_parameters()
+        self.steps.append({name: p.grad.clone() for name, p in parameters if p.grad is not None})
 
 
-def line(seed: int = 0) -> Line:
-    torch.manual_seed(seed)
-    return Line()
+class Records(Callback):
+    def __init__(self) -> None:
+        self.all: list[StepRecord] = []
+
+    def on_step(self, loop: Loop, record: StepRecord) -> None:
+        self.all.append(record)
 
 
-def batches(seed: int = 0, broken_from: int | None = None) -> Iterator[dict[str, Tensor]]:
-    generator = torch.Generator().manual_seed(seed)
-    number = 0
-    while True:
-        number += 1
-        x = torch.randn(8, 1, generator=generator)
-        labels = 2 * x + 1
-        yield {"x": x, "labels": labels * math.nan if number == broken_from else labels}
+def run(loop: Loop) -> list[StepRecord]:
+    records = Records()
+    loop.callbacks.append(records)
+    assert loop.run() is None
+    return records.all
 
 
-CONFIG = LoopConfig(steps=200, learning_rate=0.1, weight_decay=0.0)
+# --- accumulation -----------------------------------------------------------------------------------------------------
 
 
-# --- fit --------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("micro", [4, 2, 3, 1])
+def test_accumulation_changes_nothing(micro: int) -> None:
+    """Loss, every gradient and the weights after 3 steps equal those of whole batches, fp64 1e-10.
+
+    Samples differ in how many tokens are labelled, and some have no image.
+    """
+    whole, pieces = Gradients(), Gradients()
+    first = make(dtype=torch.float64, callbacks=[whole])
+    second = make(micro, dtype=torch.float64, callbacks=[pieces])
+    losses, others = run(first), run(second)
+    assert [r.loss for r in losses] == pytest.approx([r.loss for r in others], rel=1e-10)
+    assert [r.labelled_tokens for r in losses] == [r.labelled_tokens for r in others]
+    for expected, found in zip(whole.steps, pieces.steps, strict=True):
+        assert expected.keys() == found.keys()
+        for name, gradient in expected.items():
+            assert (gradient - found[name]).abs().max() <= 1e-10 * max(1, gradient.abs().max()), name
+    for (name, one), (_, other) in zip(
+        first.model.state_dict().items(), second.model.state_dict().items(), strict=True
+    ):
+        assert (one - other).abs().max() < 1e-9, name
 
 
-def test_loss_falls() -> None:
-    """From order one to less than a thousandth, on a line without noise."""
-    records = fit(line(), batches(), CONFIG)
-    assert [record.step for record in records] == list(range(1, 201))
-    assert records[0].loss > 0.5
-    assert records[-1].loss < 1e-3
+def test_the_loss_is_the_mean_over_labelled_tokens() -> None:
+    """Against log-probabilities of the labelled tokens, taken one by one from the logits of a whole batch, 1e-5."""
+    loop = make(2)
+    batch = next(Batches(toy.Colours(), loop.batches._collator, 8)).micro_batches[0]
+    with torch.no_grad():
+        logits = loop.model(**batch, output_logits=True).logits.log_softmax(-1)
+    scores = [
+        -logits[row, place - 1, label].item()
+        for row, labels in enumerate(batch["labels"].tolist())
+        for place, label in enumerate(labels)
+        if label != -100
+    ]
+    record = loop.take_step()
+    assert record.loss == pytest.approx(sum(scores) / len(scores), rel=1e-5)
+    assert record.labelled_tokens == len(scores)
 
 
-def test_same_seed_same_losses() -> None:
-    """Bit-equal on one machine; another seed differs."""
-    first, second, other = (fit(line(seed), batches(seed), CONFIG) for seed in (0, 0, 1))
-    assert first == second
-    assert first != other
+def test_losses_of_a_mixture_of_experts_are_averaged() -> None:
+    """What routers add is not added once for every micro-batch: equal samples have the loss of one batch, 1e-10."""
+
+    class Always(toy.Colours):
+        def sample(self, index: int, chance: Any) -> Any:
+            return super().sample(1, chance)
+
+    torch.manual_seed(0)
+    made = toy.model_and_collator(torch.float64)
+    config = transformers.Qwen3MoeConfig(
+        vocab_size=259, hidden_size=24, intermediate_size=32, moe_intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=8, num_experts=4, num_experts_per_tok=2,
+        output_router_logits=True, router_aux_loss_coef=0.5, experts_implementation="eager",
+    )  # fmt: skip
+    made[0].language_model = transformers.Qwen3MoeForCausalLM(config).double()
+    made[0].language_model.loss_function = toy.exact_loss
+    losses = []
+    for micro in (8, 2, 1):
+        batches = Batches(Always(), made[1], 8, micro_batch_size=micro)
+        optimizer = torch.optim.SGD(made[0].parameters(), lr=0.0)
+        losses.append(Loop(made[0], optimizer, batches, steps=1).take_step().loss)
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-10)
 
 
-def test_on_step_sees_every_record_in_order() -> None:
-    seen: list[StepRecord] = []
-    assert fit(line(), batches(), LoopConfig(steps=5), seen.append) == seen
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_transformers_trainer_gives_the_same_losses(tmp_path: Any, accumulation: int) -> None:
+    """5 steps of AdamW with a linear schedule, no warm-up, clipping at 1, the same samples in the same order: 1e-5."""
+    rows = [toy.Colours().sample(index, None) for index in range(24)]
+    model, collator = toy.model_and_collator()
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), max_steps=5, per_device_train_batch_size=8 // accumulation, learning_rate=1e-2, weight_decay=0.1,
+        gradient_accumulation_steps=accumulation, lr_scheduler_type="linear", warmup_steps=0, max_grad_norm=1.0,
+        logging_steps=1, report_to="none", remove_unused_columns=False, train_sampling_strategy="sequential",
+        use_cpu=True, save_strategy="no",
+    )  # fmt: skip
+    trainer = transformers.Trainer(model, arguments, train_dataset=rows, data_collator=collator)
+    trainer.train()
+    expected = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+    model, collator = toy.model_and_collator()
+    batches = Batches(toy.Colours(), collator, 8, micro_batch_size=8 // accumulation, shuffle=False)
+    config = OptimizerConfig(learning_rate=1e-2, weight_decay=0.1)
+    groups = parameter_groups(model, config)
+    loop = Loop(model, make_optimizer(groups, config), batches, steps=5, schedule=make_schedule("linear", {}))
+    found = [record.loss for record in run(loop)]
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)  # Trainer rounds what it logs to four places
 
 
-@pytest.mark.parametrize("step", [1, 4])
-def test_non_finite_loss_stops_and_names_the_step(step: int) -> None:
-    """The weights stay those before the step."""
-    model, reference = line(), line()
-    with pytest.raises(TrainingError, match=rf"loss is nan at step {step}\b"):
-        fit(model, batches(broken_from=step), CONFIG)
-    if step > 1:
-        with pytest.raises(TrainingError, match="ran out after step 3 of 200"):
-            fit(reference, [batch for batch, _ in zip(batches(), range(3), strict=False)], CONFIG)
-    assert torch.equal(model.layer.weight, reference.layer.weight)
+# --- numbers that are none --------------------------------------------------------------------------------------------
 
 
-def test_infinite_gradient_stops_and_names_the_step() -> None:
-    """A finite loss whose gradient is infinite: the square root at 0."""
-
-    class Root(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.zeros(()))
-
-        def forward(self, labels: Tensor) -> SimpleNamespace:
-            return SimpleNamespace(loss=self.weight.sqrt())
-
-    model = Root()
-    with pytest.raises(CornstarchError, match="gradient norm is inf at step 1"):
-        fit(model, [{"labels": torch.zeros(1)}], LoopConfig(steps=1))
-    assert model.weight == 0
+def _break_weight(model: Any) -> None:
+    with torch.no_grad():
+        model.vision_encoder.projector.projection.weight[0, 0] = math.nan
 
 
-def test_batches_that_run_out_are_an_error() -> None:
-    with pytest.raises(TrainingError, match="ran out after step 0 of 200"):
-        fit(line(), [], CONFIG)
+def _break_activation(model: Any) -> None:
+    model.vision_encoder.module.encoder.layers[0].mlp.register_forward_hook(lambda m, a, output: output * math.inf)
 
 
-def test_no_batch_is_taken_beyond_the_last_step() -> None:
-    source = batches()
-    fit(line(), source, LoopConfig(steps=2))
-    fresh = batches()
-    for _ in range(2):
-        next(fresh)
-    assert torch.equal(next(source)["x"], next(fresh)["x"])
+def _break_gradient(model: Any) -> None:
+    class Poison(torch.autograd.Function):
+        @staticmethod
+        def forward(context: Any, value: Tensor) -> Tensor:
+            return value.clone()
+
+        @staticmethod
+        def backward(context: Any, gradient: Tensor) -> Tensor:
+            return gradient * math.nan
+
+    layer = model.language_model.model.layers[0].mlp.down_proj
+    plain = layer.forward
+    layer.forward = lambda value: plain(Poison.apply(value))
 
 
-def test_gradients_are_clipped() -> None:
-    """With plain data far away, the gradient used is no longer than the limit."""
-    model, norms = line(), []
-    config = LoopConfig(steps=3, max_grad_norm=0.25)
-    far = ({"x": batch["x"] * 100, "labels": batch["labels"] * 100} for batch in batches())
-    fit(
-        model,
-        far,
-        config,
-        lambda _: norms.append(float(torch.cat([p.grad.flatten() for p in model.parameters()]).norm())),
+@pytest.mark.parametrize(
+    "broken, expected",
+    [
+        (_break_weight, r"loss is nan.*weight vision_encoder.projector.projection.weight of vision_projector"),
+        (_break_activation, r"loss is nan.*activation of vision_encoder went first.*encoder.layers.0"),
+        (_break_gradient, r"gradient is not finite.*gradient of language_model went first.*layers.0.mlp"),
+    ],
+)
+def test_numbers_that_are_none_stop_and_are_traced(broken: Callable[[Any], None], expected: str) -> None:
+    """The message names step, part, module and samples; weights and optimizer are those before the step."""
+    loop = make(4, steps=5)
+    loop.take_step()
+    broken(loop.model)
+    before = {name: value.clone() for name, value in loop.model.state_dict().items()}
+    with pytest.raises(TrainingError, match=f"(?s)at step 2: .*{expected.partition('.*')[2]}") as caught:
+        loop.run()
+    assert expected.partition(".*")[0] in str(caught.value)
+    assert "colour " in str(caught.value)
+    assert loop.step == 1
+    assert all(
+        torch.equal(value, before[name]) or value.isnan().any() for name, value in loop.model.state_dict().items()
     )
-    assert all(norm == pytest.approx(0.25, rel=1e-4) for norm in norms)
 
 
-def test_tokens_are_positions_that_are_no_padding() -> None:
-    class Masked(Line):
-        def forward(self, x: Tensor, labels: Tensor, attention_mask: Tensor) -> SimpleNamespace:
-            return super().forward(x, labels)
-
-    batch = {**next(batches()), "attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1]])}
-    assert fit(Masked(), [batch], LoopConfig(steps=1))[0].tokens == 5
-
-
-# --- the optimizer ----------------------------------------------------------------------------------------------------
-
-
-def test_frozen_parameters_have_no_optimizer_state() -> None:
-    model = line()
-    model.layer.bias.requires_grad_(False)
-    before = model.layer.bias.clone()
-    held = [p for group in make_optimizer(model, CONFIG).param_groups for p in group["params"]]
-    assert [id(p) for p in held] == [id(model.layer.weight)]
-    fit(model, batches(), LoopConfig(steps=3))
-    assert torch.equal(model.layer.bias, before)
+def test_a_frozen_language_model_is_named_when_the_gradient_fails_in_it() -> None:
+    """Only the projector has gradients, yet the gradient went wrong in the language model."""
+    made = toy.model_and_collator()
+    made[0].train({"vision": (False, True)}, llm_mode=False)
+    _break_gradient(made[0])
+    with pytest.raises(
+        TrainingError, match=r"gradient of language_model went first, at language_model\.model\.layers\.0"
+    ):
+        make(made=made).run()
 
 
-def test_only_matrices_are_decayed() -> None:
-    groups = make_optimizer(line(), LoopConfig(steps=1, weight_decay=0.3)).param_groups
-    assert [(group["weight_decay"], [p.dim() for p in group["params"]]) for group in groups] == [(0.3, [2]), (0.0, [1])]
+def test_nothing_in_the_loss_trains() -> None:
+    """Text only, and only the encoder trains: no gradient arises anywhere."""
+
+    class TextOnly(toy.Colours):
+        def sample(self, index: int, chance: Any) -> Any:
+            return super().sample(2, chance)
+
+    model, collator = toy.model_and_collator()
+    model.train({"vision": (True, True)}, llm_mode=False)
+    config = OptimizerConfig()
+    optimizer = make_optimizer(parameter_groups(model, config), config)
+    with pytest.raises(TrainingError, match="cannot fall"):
+        Loop(model, optimizer, Batches(TextOnly(), collator, 4), steps=1).run()
 
 
-def test_nothing_to_train() -> None:
-    model = line().requires_grad_(False)
-    with pytest.raises(TrainingError, match="frozen"):
-        fit(model, batches(), CONFIG)
+def test_a_step_without_labels_names_its_samples() -> None:
+    class Silent(toy.Colours):
+        def sample(self, index: int, chance: Any) -> Any:
+            return super().sample(index, chance).prompt
+
+    model, collator = toy.model_and_collator()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(TrainingError, match=r"step 1: none of its 4 samples has a labelled token.*colour"):
+        Loop(model, optimizer, Batches(Silent(), collator, 4), steps=1).run()
 
 
-def test_schedule() -> None:
-    """Up in a straight line to the peak, then down, never 0 within the run."""
-    config = LoopConfig(steps=100, learning_rate=2.0, warmup=0.1)
-    rates = [learning_rate_at(step, config) for step in range(1, 101)]
-    assert rates[:10] == pytest.approx([0.2 * step for step in range(1, 11)])
-    assert max(rates) == rates[9] == 2.0
-    assert all(later < earlier for earlier, later in itertools.pairwise(rates[9:]))
-    assert 0 < rates[-1] < 0.01
-    assert learning_rate_at(1, LoopConfig(steps=1, learning_rate=2.0)) == 2.0
+# --- what can be added ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"learning_rate": 0.0}, {"warmup": 1.5}, {"max_grad_norm": -1.0}])
-def test_settings_out_of_range(wrong: dict[str, float]) -> None:
-    with pytest.raises(ArgumentError, match=next(iter(wrong))):
-        LoopConfig(**{"steps": 1, **wrong})
+def test_loss_terms_and_metrics_are_functions() -> None:
+    """A term is part of loss and gradient, a metric is not; both see logits and are logged, in micro-batches too."""
+
+    def size(model: nn.Module, batch: Any, output: Any) -> Tensor:
+        return output.logits.square().mean() * 0 + model.language_model.lm_head.weight.square().mean()
+
+    def positions(batch: Any, output: Any) -> float:
+        return float(output.logits.shape[-1])
+
+    plain = run(make(dtype=torch.float64, steps=1))[0]
+    for micro in (8, 2):
+        loop = make(micro, dtype=torch.float64, steps=1, loss_terms={"size": size}, metrics={"vocabulary": positions})
+        expected = loop.model.language_model.lm_head.weight.square().mean().item()
+        record = run(loop)[0]
+        assert record.loss == pytest.approx(plain.loss + expected, rel=1e-10)
+        assert record.metrics["loss/size"] == pytest.approx(expected, rel=1e-10)
+        assert record.metrics["vocabulary"] == pytest.approx(259)
+        assert record.grad_norm != pytest.approx(plain.grad_norm, rel=1e-6)
 
 
-# --- mean_loss --------------------------------------------------------------------------------------------------------
+def test_callbacks_are_called_at_their_moments() -> None:
+    seen: list[Any] = []
+
+    class Seen(Callback):
+        def on_start(self, loop: Loop) -> None:
+            seen.append("start")
+
+        def on_gradients(self, loop: Loop) -> None:
+            seen.append(("gradients", loop.step))
+
+        def on_step(self, loop: Loop, record: StepRecord) -> None:
+            seen.append(("step", loop.step, record.step))
+            if loop.step == 2:
+                loop.stop("enough")
+
+        def on_end(self, loop: Loop) -> None:
+            seen.append("end")
+
+    assert make(callbacks=[Seen()], steps=9).run() == "enough"
+    assert seen == ["start", ("gradients", 0), ("step", 1, 1), ("gradients", 1), ("step", 2, 2), "end"]
 
 
-def test_mean_loss_weighs_by_labelled_positions_and_puts_the_mode_back() -> None:
-    class Given(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(()))
-
-        def forward(self, labels: Tensor) -> SimpleNamespace:
-            assert not self.training
-            return SimpleNamespace(loss=self.weight * labels[labels != -100].float().mean())
-
-    model = Given()
-    rows = [{"labels": torch.tensor([[4, -100, -100]])}, {"labels": torch.tensor([[1, 2, 3]])}]
-    assert mean_loss(model, rows) == pytest.approx((4 + 1 + 2 + 3) / 4)
-    assert model.training
-    mean_loss(model.eval(), rows)
-    assert not model.training
+def test_gradients_are_clipped_and_their_length_is_that_before() -> None:
+    """With SGD at rate 1 the change of the weights is the gradient: no longer than the limit, fp64 1e-10."""
+    config = OptimizerConfig(name="SGD", learning_rate=1.0)
+    kept = Gradients()
+    loop = make(dtype=torch.float64, optimizer=config, max_grad_norm=1e-3, callbacks=[kept], steps=1)
+    before = {name: parameter.detach().clone() for name, parameter in loop.model.named_parameters()}
+    record = run(loop)[0]
+    whole = torch.cat([gradient.flatten() for gradient in kept.steps[0].values()]).norm().item()
+    moved = torch.cat([(p - before[name]).flatten() for name, p in loop.model.named_parameters()]).norm().item()
+    assert record.grad_norm == pytest.approx(whole, rel=1e-10)
+    assert moved == pytest.approx(1e-3, rel=1e-3)  # PyTorch adds 1e-6 to the length it divides by
+    assert math.hypot(*record.grad_norms.values()) == pytest.approx(whole, rel=1e-10)
+    assert set(record.grad_norms) == {"vision_encoder", "vision_projector", "language_model"}
 
 
-# --- progress ---------------------------------------------------------------------------------------------------------
+def test_bfloat16_is_autocast() -> None:
+    """Weights stay float32, products are rounded: the loss differs, by less than a hundredth."""
+    plain, rounded = make(steps=1), make(steps=1, precision="bfloat16")
+    exact, loss = run(plain)[0].loss, run(rounded)[0].loss
+    assert {p.dtype for p in rounded.model.parameters()} == {torch.float32}
+    assert 0 < abs(loss - exact) < 1e-2 * exact
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+# --- state ------------------------------------------------------------------------------------------------------------
 
 
-def shown(stream: io.StringIO, steps: int) -> str:
-    with Progress(steps, stream) as progress:
-        for step in range(1, steps + 1):
-            progress.update(StepRecord(step=step, loss=1.5, tokens=100))
-    return stream.getvalue()
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "RMSprop", "Adafactor"])
+def test_state_is_all_there_is(name: str) -> None:
+    """Stopped after 4 of 9 steps and gone on in other objects, with dropout: bit-equal losses and weights."""
+    optimizer = OptimizerConfig(name=name, learning_rate=1e-2)
+
+    def dropped() -> tuple[Any, Any]:
+        return toy.model_and_collator(attention_dropout=0.3)
+
+    def whole_run(made: tuple[Any, Any]) -> Loop:
+        return make(2, made=made, optimizer=optimizer, steps=9, schedule=make_schedule("cosine", {}))
+
+    torch.manual_seed(7)
+    straight = whole_run(dropped())
+    expected = [record.loss for record in run(straight)]
+
+    torch.manual_seed(7)
+    first = whole_run(dropped())
+    losses = [first.take_step().loss for _ in range(4)]
+    state = {"model": {k: v.clone() for k, v in first.model.state_dict().items()}, "loop": first.state_dict()}
+    torch.manual_seed(99)
+    second = whole_run(dropped())
+    second.model.load_state_dict(state["model"])
+    second.load_state_dict(state["loop"])
+    losses += [record.loss for record in run(second)]
+    assert losses == expected
+    for name, value in straight.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
 
 
-def test_plain_lines_without_a_terminal() -> None:
-    """Some twenty whole lines, whatever the number of steps, the last for the last step."""
-    lines = shown(io.StringIO(), 205).splitlines()
-    assert 20 <= len(lines) <= 22
-    assert lines[-1].startswith("step 205/205  loss 1.500  ")
-    assert all("tokens/s" in line and line.endswith("left") for line in lines)
-    assert "\r" not in "".join(lines)
-    assert len(shown(io.StringIO(), 3).splitlines()) == 3
-
-
-def test_bar_on_a_terminal() -> None:
-    text = shown(Terminal(), 4)
-    assert "\r" in text
-    assert "loss 1.500" in text
-    assert "tokens/s" in text
-    assert text.endswith("\n")
+def test_labels_of_the_first_position_do_not_count() -> None:
+    """Nothing before it can predict it, as in Hugging Face's loss."""
+    assert labelled_tokens({"labels": torch.tensor([[5, 6, -100], [-100, -100, 7]])}) == 2

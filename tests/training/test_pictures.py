@@ -39,13 +39,13 @@ def panel(found: str = "one", expected: str = "one", questions: int = 3) -> Pane
 @pytest.mark.parametrize("steps", [1, 2, 50, 1000])
 def test_losses(tmp_path: Path, steps: int) -> None:
     path = tmp_path / "loss.png"
-    pictures.draw_losses(path, [1 / (step + 1) for step in range(steps)], [(steps, 0.5)])
+    pictures.draw_losses(path, [(step + 1, 1 / (step + 1)) for step in range(steps)], [(steps, 0.5)])
     assert len(np.unique(pixels(path).reshape(-1, 3), axis=0)) > 3
     assert os.listdir(tmp_path) == ["loss.png"]
 
 
 def test_losses_without_validation(tmp_path: Path) -> None:
-    pictures.draw_losses(tmp_path / "loss.png", [3.0, 2.0, 1.0], [])
+    pictures.draw_losses(tmp_path / "loss.png", [(1, 3.0), (5, 2.0), (6, 1.0)], [])
     pixels(tmp_path / "loss.png")
 
 
@@ -91,7 +91,7 @@ def test_whatever_a_model_says_can_be_drawn_in_its_panel(tmp_path: Path, found: 
 
 def test_a_failed_write_keeps_the_former_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "loss.png"
-    pictures.draw_losses(path, [2.0, 1.0], [])
+    pictures.draw_losses(path, [(1, 2.0), (2, 1.0)], [])
     before = path.read_bytes()
 
     def fails(*_: object) -> None:
@@ -99,7 +99,7 @@ def test_a_failed_write_keeps_the_former_picture(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(os, "replace", fails)
     with pytest.raises(OSError, match="no space"):
-        pictures.draw_losses(path, [3.0, 1.0], [])
+        pictures.draw_losses(path, [(1, 3.0), (2, 1.0)], [])
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["loss.png"]
 
@@ -113,7 +113,7 @@ def test_missing_matplotlib_says_what_to_install(monkeypatch: pytest.MonkeyPatch
         return found(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"cornstarch\[demo\]"):
+    with pytest.raises(ImportError, match=r"cornstarch\[train\]"):
         pictures.require_matplotlib()
 
 
@@ -122,7 +122,7 @@ def test_neither_import_nor_drawing_touches_pyplot(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from cornstarch.training import pictures\n"
         "assert 'matplotlib' not in sys.modules\n"
-        f"pictures.draw_losses(Path({str(tmp_path / 'loss.png')!r}), [2.0, 1.0], [])\n"
+        f"pictures.draw_losses(Path({str(tmp_path / 'loss.png')!r}), [(1, 2.0), (2, 1.0)], [])\n"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,6 +1,6 @@
 """The multimodal language model and its processor; files in the order of the data flow, see each first line."""
 
-from cornstarch.models.multimodal_language_model.callbacks import OutputHiddenStates, SelectFeatures
+from cornstarch.models.multimodal_language_model.callbacks import AveragePool, Chain, OutputHiddenStates, SelectFeatures
 from cornstarch.models.multimodal_language_model.configuration import MultimodalConfig, MultimodalProjectorConfig
 from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
@@ -8,6 +8,8 @@ from cornstarch.models.multimodal_language_model.processing import MultimodalPro
 from cornstarch.models.multimodal_language_model.projector import MultimodalProjector
 
 __all__ = [
+    "AveragePool",
+    "Chain",
     "ModalEncoderModule",
     "MultimodalConfig",
     "MultimodalModel",

@@ -56,6 +56,12 @@ def embedding_width(language_model: nn.Module) -> int:
     return int(embedding.weight.shape[-1])
 
 
+def vocabulary_size(language_model: nn.Module) -> int:
+    """How many rows the embedding table of `language_model` has."""
+    embedding = language_model.get_input_embeddings()  # type: ignore[operator]
+    return int(embedding.weight.shape[0])
+
+
 def linear_widths(module: nn.Module) -> tuple[int | None, int | None]:
     """Input and output width of a module that starts and ends with `nn.Linear`; None where it does not."""
     leaves = [leaf for leaf in module.modules() if not list(leaf.children())]
@@ -278,6 +284,12 @@ def layers(part: nn.Module) -> list[nn.Module]:
         nested = {id(inner) for outer in marked for inner in outer.modules() if inner is not outer}
         return [module for module in marked if id(module) not in nested]
     return [layer for stack in part.modules() if _is_stack(stack) for layer in stack.children()]
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalises: it is called so, and has vectors only."""
+    parameters = list(module.parameters())
+    return "norm" in type(module).__name__.lower() and bool(parameters) and all(p.dim() <= 1 for p in parameters)
 
 
 def execution_order(part: nn.Module) -> Iterator[str]:

@@ -4,12 +4,14 @@ Each is a frozen dataclass that is called like the function it stands for; its f
 """
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from cornstarch.errors import ArgumentError
 
@@ -65,21 +67,96 @@ class SelectFeatures:
         return torch.cat([states[layer][:, self.skip_first :] for layer in self.layers], dim=-1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class AveragePool:
+    """A `postprocess_module_callback` or `postprocess_projector_callback` that averages neighbouring rows into one.
+
+    A window that sticks out at the end averages the rows it has.
+
+    Attributes:
+        size: rows per window; of a square map, rows per side of it.
+        square: the rows are a square map, row-major, as a vision transformer yields them (without class token);
+            otherwise a sequence.
+    """
+
+    size: int
+    square: bool = True
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ArgumentError(f"AveragePool needs a size of at least 1, found {self.size}")
+
+    def __call__(self, inputs: dict[str, Any], output: Any) -> Any:
+        """Pool the rows.
+
+        Args:
+            inputs: the encoder's arguments; not used.
+            output: hidden states (N, T, width), a list of (T_i, width), or what holds `last_hidden_state`.
+
+        Returns:
+            The same with about T / size rows, of a square map T / size^2.
+
+        Raises:
+            ArgumentError: if the rows of a square map are no square number.
+        """
+        rows = getattr(output, "last_hidden_state", output)
+        if isinstance(rows, list):
+            return [self._pool(one.unsqueeze(0)).squeeze(0) for one in rows]
+        return self._pool(rows)
+
+    def _pool(self, rows: Tensor) -> Tensor:
+        if not self.square:
+            return functional.avg_pool1d(rows.mT, self.size, ceil_mode=True).mT
+        side = math.isqrt(rows.shape[1])
+        if side**2 != rows.shape[1]:
+            raise ArgumentError(
+                f"AveragePool: {rows.shape[1]} rows are no square map; leave out a class token before "
+                "(SelectFeatures(skip_first=1)), or pass square=False"
+            )
+        maps = rows.mT.reshape(rows.shape[0], -1, side, side)
+        return functional.avg_pool2d(maps, self.size, ceil_mode=True).flatten(2).mT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """Callbacks one after the other, in the place of one.
+
+    Attributes:
+        callbacks: each is given what the one before it returned.
+    """
+
+    callbacks: tuple[Any, ...]
+
+    def __call__(self, inputs: dict[str, Any], *output: Any) -> Any:
+        """Call them: on `inputs` where this stands before the encoder, on `inputs` and `output` behind it."""
+        for callback in self.callbacks:
+            if output:
+                output = (callback(inputs, *output),)
+            else:
+                inputs = callback(inputs)
+        return output[0] if output else inputs
+
+
 CALLBACKS: dict[str, Callable[..., Any]] = {
     "output_hidden_states": OutputHiddenStates,
     "select_features": SelectFeatures,
+    "average_pool": AveragePool,
+    "chain": Chain,
 }
 
 
 def describe(callback: Any) -> dict[str, Any] | None:
-    """A callback of the package as JSON values; None for one of the caller's own."""
+    """A callback of the package as JSON values; None for one of the caller's own, or a chain that holds one."""
     for name, cls in CALLBACKS.items():
         if type(callback) is cls:
-            return {"name": name, "arguments": dataclasses.asdict(callback)}
+            if not isinstance(callback, Chain):
+                return {"name": name, "arguments": dataclasses.asdict(callback)}
+            inner = [describe(entry) for entry in callback.callbacks]
+            return None if None in inner else {"name": name, "arguments": {"callbacks": inner}}
     return None
 
 
-def build(description: dict[str, Any]) -> Any:
+def build(description: Mapping[str, Any]) -> Any:
     """The callback that `describe` described.
 
     Args:
@@ -89,9 +166,15 @@ def build(description: dict[str, Any]) -> Any:
         The callback.
 
     Raises:
-        ArgumentError: for an unknown name; the message lists the known ones.
+        ArgumentError: for an unknown name or arguments that it does not take; the message lists the known ones.
     """
-    name = description["name"]
+    name, arguments = description["name"], dict(description["arguments"])
     if name not in CALLBACKS:
         raise ArgumentError(f"unknown callback {name!r}; known callbacks: {', '.join(CALLBACKS)}")
-    return CALLBACKS[name](**description["arguments"])
+    known = [field.name for field in dataclasses.fields(CALLBACKS[name])]  # type: ignore[arg-type]
+    if not set(arguments) <= set(known):
+        unknown = next(argument for argument in arguments if argument not in known)
+        raise ArgumentError(f"callback {name!r}: unknown argument {unknown!r}; known: {', '.join(known) or 'none'}")
+    if name == "chain":
+        arguments["callbacks"] = tuple(build(entry) for entry in arguments["callbacks"])
+    return CALLBACKS[name](**arguments)

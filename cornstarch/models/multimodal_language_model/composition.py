@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cornstarch.errors import ArgumentError
-from cornstarch.models.multimodal_language_model import anatomy, checkpointing, freezing, routing
+from cornstarch.models.multimodal_language_model import anatomy, checkpointing, freezing, quantized, routing
 from cornstarch.models.multimodal_language_model.configuration import MultimodalConfig
 from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
 
@@ -61,11 +61,24 @@ class Composition(PreTrainedModel):  # type: ignore[misc]
                 raise ArgumentError(f"the modality key {key!r} would hide an attribute of the model; choose another")
             self.add_module(f"{key}_encoder", encoder)
         self.language_model = language_model
+        quantized.keep_differentiable(self)
 
     @property
     def encoders(self) -> EncoderMapping:
         """Modality key to encoder, live: a wrapper put in a submodule's place is seen."""
         return EncoderMapping(self, self._modality_keys)
+
+    @property
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """The parts by name (`{key}_encoder`, `{key}_projector`, `language_model`), in the order in which they run.
+
+        Each is a list: the part itself, and callbacks with weights that go with it.
+        """
+        parts = {}
+        for key, encoder in self._modal_encoders.items():
+            parts[f"{key}_encoder"] = encoder.encoder_modules
+            parts[f"{key}_projector"] = encoder.projector_modules
+        return {**parts, "language_model": self.language_modules}
 
     @property
     def language_modules(self) -> list[nn.Module]:
@@ -82,6 +95,24 @@ class Composition(PreTrainedModel):  # type: ignore[misc]
             if isinstance(part, PreTrainedModel) and part is not self
             for key, value in (getattr(part, "all_tied_weights_keys", None) or {}).items()
         }
+
+    def replace_part(self, name: str, module: nn.Module) -> None:
+        """Put another module, a wrapper around it for example, in the place of a part.
+
+        Args:
+            name: as in `parts`.
+            module: takes the place of the part itself; callbacks stay.
+
+        Raises:
+            ArgumentError: for an unknown name.
+        """
+        if name == "language_model":
+            self.language_model = module
+            return
+        key, _, half = name.rpartition("_")
+        if name not in self.parts:
+            raise ArgumentError(f"the model has no part {name!r}; its parts: {', '.join(self.parts)}")
+        setattr(self._modal_encoders[key], "module" if half == "encoder" else "projector", module)
 
     @property
     def _modal_encoders(self) -> dict[str, ModalEncoderModule]:

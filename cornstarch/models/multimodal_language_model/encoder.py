@@ -85,7 +85,9 @@ class ModalEncoderModule(nn.Module):
         candidates = (self.projector, self.postprocess_projector_callback)
         return [candidate for candidate in candidates if isinstance(candidate, nn.Module)]
 
-    def make_projector(self, width: int, text_dtype: torch.dtype, projection_type: str, activation: str) -> None:
+    def make_projector(
+        self, width: int, text_dtype: torch.dtype, projection_type: str, activation: str, side_by_side: int = 1
+    ) -> None:
         """Make the projector if there is none, and check that it fits on both sides.
 
         Args:
@@ -93,6 +95,7 @@ class ModalEncoderModule(nn.Module):
             text_dtype: the language model's dtype.
             projection_type: kind of projector to make.
             activation: its activation.
+            side_by_side: how many rows of the encoder's width the module callback puts side by side into one.
 
         Raises:
             ArgumentError: if the projector's widths are not the encoder's and `width`, or the encoder's is unknown.
@@ -106,7 +109,7 @@ class ModalEncoderModule(nn.Module):
                     "on it, pass a projector, or, of a model with several towers, pass one tower"
                 )
             config = MultimodalProjectorConfig(
-                {"hidden_size": encoder_width}, {"hidden_size": width}, projection_type, activation
+                {"hidden_size": encoder_width * side_by_side}, {"hidden_size": width}, projection_type, activation
             )
             reference = next(self.module.parameters(), torch.empty(0))
             # New weights are trained, so they get the more precise of the two dtypes they stand between.

@@ -5,12 +5,13 @@ nowhere else, so whatever changes them (PEFT, a user's loop, a loaded checkpoint
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from cornstarch.errors import ArgumentError
 from cornstarch.models.multimodal_language_model import anatomy
 
 # Where PEFT keeps a module that it trains a copy of, and the copies; `set_adapter` says which of them train.
@@ -48,6 +49,54 @@ def thaw(part: nn.Module) -> None:
         parameter.requires_grad_(False)
     for peft_model in adapters:
         _thaw_adapters(peft_model)
+
+
+def thaw_only(part: nn.Module, names: Collection[str]) -> None:
+    """Let some parameters of `part` train beside what trains already.
+
+    Args:
+        part: wrapped or not.
+        names: names of parameters of the unwrapped part.
+
+    Raises:
+        ArgumentError: for a name that is none, or one that never trains (fixed tables, quantised weights).
+    """
+    base = unwrap(part)
+    parameters, fixed = dict(base.named_parameters()), anatomy.fixed_parameters(base)
+    for name in names:
+        if name not in parameters:
+            raise ArgumentError(f"{type(base).__name__} has no parameter {name!r}")
+        if name in fixed or not parameters[name].is_floating_point():
+            raise ArgumentError(f"{name!r} of {type(base).__name__} never trains: it is fixed, or quantised")
+        parameters[name].requires_grad_(True)
+
+
+def adapt(part: nn.Module, kind: str, **options: Any) -> nn.Module:
+    """Wrap `part` with a new adapter of PEFT's; only the adapter trains then.
+
+    Args:
+        part: a part without adapters.
+        kind: `"lora"` (https://arxiv.org/abs/2106.09685), or `"tokens"` for rows of the embedding table.
+        **options: of PEFT's `LoraConfig`, or `TrainableTokensConfig`.
+
+    Returns:
+        The wrapped part.
+
+    Raises:
+        ArgumentError: if the part has adapters, or PEFT refuses the options.
+        ImportError: if the optional package `peft` is not installed.
+    """
+    from peft import LoraConfig, TrainableTokensConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if adapter_configs(part):
+        raise ArgumentError(f"the part has adapters already: {', '.join(adapter_configs(part))}")
+    if getattr(part, "is_quantized", False):
+        part = prepare_model_for_kbit_training(part, use_gradient_checkpointing=False)
+    kinds = {"lora": LoraConfig, "tokens": TrainableTokensConfig}
+    try:
+        return get_peft_model(part, kinds[kind](**options))  # type: ignore[arg-type, no-any-return]
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"PEFT refuses {kind} on {type(part).__name__}: {error}") from error
 
 
 def set_mode(modules: Sequence[nn.Module], mode: bool) -> None:
@@ -88,6 +137,11 @@ def adapter_configs(part: nn.Module) -> dict[str, Any]:
     """The adapters of a PEFT-wrapped part, name to `PeftConfig`; empty for any other part."""
     wrapped: Any = part
     return dict(wrapped.peft_config) if _is_peft_model(part) or holds_adapters(part) else {}
+
+
+def adapter_kinds(part: nn.Module) -> set[str]:
+    """The kinds of a part's adapters, as PEFT calls them: `LORA`, ..."""
+    return {str(getattr(config.peft_type, "value", config.peft_type)) for config in adapter_configs(part).values()}
 
 
 def active_adapters(part: nn.Module) -> list[str]:

@@ -10,6 +10,7 @@
 `{part}` is `{key}_encoder` or `language_model`. Nothing is pickled, and no code that a file names is run.
 """
 
+import copy
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,7 @@ from transformers.dynamic_module_utils import custom_object_save, get_class_from
 
 from cornstarch import _files
 from cornstarch.errors import ArgumentError, CheckpointError, MissingFileError
-from cornstarch.models.multimodal_language_model import anatomy, callbacks, freezing, library
+from cornstarch.models.multimodal_language_model import anatomy, callbacks, freezing, library, quantized
 from cornstarch.models.multimodal_language_model.configuration import MultimodalProjectorConfig
 from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
@@ -49,7 +50,7 @@ def save(
     model: MultimodalModel, directory: Path, state_dict: Mapping[str, Tensor] | None, max_shard_size: int | str
 ) -> None:
     """Write a model into a folder; see `MultimodalModel.save_pretrained`."""
-    state = model.state_dict() if state_dict is None else state_dict
+    state = quantized.plain_state_dict(model) if state_dict is None else state_dict
     tensors, aliases = _without_aliases(_without_wrappers(model, state))
     with _files.replacing(directory, "model") as folder:
         description = {
@@ -128,7 +129,10 @@ def _describe_part(part: nn.Module, folder: Path) -> dict[str, Any]:
     dtype = anatomy.parameter_dtype(base)
     description: dict[str, Any] = {"class": library.path_of(type(base)), "dtype": str(dtype).removeprefix("torch.")}
     if isinstance(base, PreTrainedModel):
-        base.config.save_pretrained(folder)
+        config = copy.deepcopy(base.config)
+        if quantized.is_quantized(base):  # its weights are saved whole
+            del config.quantization_config
+        config.save_pretrained(folder)
         if base._auto_class is not None:  # code that came with the model goes with it
             custom_object_save(base, folder, config=base.config)
             description["class"] = f"{type(base).__module__.rpartition('.')[2]}.{type(base).__name__}"

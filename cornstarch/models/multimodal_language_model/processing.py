@@ -97,7 +97,9 @@ class MultimodalProcessor:
         Args:
             encoder_inputs: modality key to its processor's arguments (`{"images": [...]}`). Media as a flat list (the
                 i-th mark over the batch is the i-th input) or nested, one list per sample.
-            llm_inputs: the tokenizer's arguments, with `text` a string or a list of them.
+            llm_inputs: the tokenizer's arguments, with `text` a string or a list of them. With `label_spans`, for every
+                text a list of (start, end) of its characters, the batch has `labels`: the ids of tokens with a
+                character in a span, and -100 everywhere else (other text, marks, padding).
             return_tensors: `"pt"`, `"np"`, or None for lists.
             **kwargs: go to whichever processor, or the tokenizer, takes them.
 
@@ -118,7 +120,7 @@ class MultimodalProcessor:
         if return_tensors not in ("pt", "np", None):
             raise ArgumentError(f"return_tensors must be 'pt', 'np' or None, found {return_tensors!r}")
         inputs = self._read_media(encoder_inputs or {}, shared)
-        samples = Samples.tokenize(self.llm_tokenizer, text_options)
+        samples = Samples.tokenize(self.llm_tokenizer, text_options, self.token_ids.values())
 
         tensors: dict[str, dict[str, Any]] = {}
         while True:
@@ -209,7 +211,7 @@ class MultimodalProcessor:
                 f"llm_inputs must be a dict such as {{'text': [...]}}, found {type(llm_inputs).__name__}"
             )
         options = dict(llm_inputs or {})
-        known = _keywords(self.llm_tokenizer) | {"return_tensors"}
+        known = _keywords(self.llm_tokenizer) | {"return_tensors", "label_spans"}
         for name in options:
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1)
@@ -232,6 +234,21 @@ class MultimodalProcessor:
                 plain = (name not in reserved or name in extra) and name not in shared
                 data[name if plain else f"{key}_{name}"] = _converted(value, return_tensors)
         return BatchFeature(data, tensor_type=return_tensors)
+
+    @property
+    def media_arguments(self) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """Modality key to the argument by which its processor takes media, and the types of typed content that mean it.
+
+        The types are the key itself and, where only one modality is of that kind, `image`, `video` or `audio`.
+        """
+        kinds = _marks_by_kind(self.encoder_processors, self.tokens)
+        return {
+            key: (
+                media.media_argument(processor),
+                (key, *(kind for kind, token in kinds.items() if token == self.tokens[key])),
+            )
+            for key, processor in self.encoder_processors.items()
+        }
 
     # --- the tokenizer's side -----------------------------------------------------------------------------------------
 

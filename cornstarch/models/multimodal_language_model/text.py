@@ -1,9 +1,10 @@
 """1d. Text -> token ids with one mark per input, cut to length, then each mark repeated for its input's features."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from cornstarch.errors import ArgumentError
+from cornstarch.models.multimodal_language_model.merge import IGNORE_INDEX
 
 _MEANINGLESS = [
     "is_split_into_words",
@@ -26,12 +27,13 @@ class Samples:
         self._options = options
 
     @classmethod
-    def tokenize(cls, tokenizer: Any, options: dict[str, Any]) -> "Samples":
+    def tokenize(cls, tokenizer: Any, options: dict[str, Any], marks: Collection[int] = ()) -> "Samples":
         """Tokenise without padding or truncation, which must know how long inputs are.
 
         Args:
             tokenizer: the language model's.
-            options: its arguments, `text` among them.
+            options: its arguments, `text` among them; and `label_spans`, the characters of each text that carry labels.
+            marks: ids that stand for inputs and so never carry a label.
 
         Returns:
             The samples.
@@ -40,23 +42,30 @@ class Samples:
             ArgumentError: if there is no text, or an option has no meaning once marks are repeated.
         """
         options = dict(options)
+        spans = options.pop("label_spans", None)
         text = options.pop("text", None)
         if text is None or not (isinstance(text, str) or all(isinstance(entry, str) for entry in text)):
             raise ArgumentError("llm_inputs must hold `text`, a string or a list of strings")
         text = [text] if isinstance(text, str) else list(text)
         if not text:
             raise ArgumentError("llm_inputs has an empty list as `text`; a batch has at least one sample")
+        if spans is not None:
+            _check_spans(tokenizer, spans, text)
         for name in _MEANINGLESS:
             if options.get(name):
                 raise ArgumentError(f"{name} is not supported: its result has no meaning once marks are repeated")
         later = ("padding", "truncation", "max_length", "pad_to_multiple_of", "padding_side")
         tokens_only = {name: value for name, value in options.items() if name not in later}
-        encoded = tokenizer(text, padding=False, truncation=False, **tokens_only)
+        offsets = {"return_offsets_mapping": True} if spans is not None else {}
+        encoded = tokenizer(text, padding=False, truncation=False, **tokens_only, **offsets)
         fields = {
             name: [list(row) for row in rows]
             for name, rows in encoded.items()
             if name in (*tokenizer.model_input_names, "special_tokens_mask")
         }
+        if spans is not None:
+            rows = zip(encoded["input_ids"], encoded["offset_mapping"], spans, strict=True)
+            fields["labels"] = [_labels(*row, marks) for row in rows]
         return cls(tokenizer, fields, text, {**options, "tokens_only": tokens_only})
 
     @property
@@ -113,7 +122,13 @@ class Samples:
             return expanded
         if padding["padding"] != "max_length":
             padding.pop("max_length", None)
-        return dict(self._tokenizer.pad(expanded, **padding))
+        labels = expanded.pop("labels", None)
+        padded = dict(self._tokenizer.pad(expanded, **padding))
+        if labels is not None:
+            side = padding.get("padding_side", self._tokenizer.padding_side)
+            pairs = zip(labels, padded["input_ids"], strict=True)
+            padded["labels"] = [_padded(row, len(ids), side) for row, ids in pairs]
+        return padded
 
     def _widths(self, counts: Mapping[int, list[int]]) -> tuple[list[list[int]], list[list[int | None]]]:
         """For every token, how many positions it takes and which input, if any, it stands for."""
@@ -173,3 +188,36 @@ class Samples:
 
 def _repeated(row: list[Any], widths: list[int]) -> list[Any]:
     return [value for value, width in zip(row, widths, strict=True) for _ in range(width)]
+
+
+def _check_spans(tokenizer: Any, spans: Any, text: Sequence[str]) -> None:
+    if not tokenizer.is_fast:
+        raise ArgumentError(
+            f"label_spans needs a tokenizer that knows which characters a token stands for; {type(tokenizer).__name__} "
+            "does not: load its fast version"
+        )
+    if len(spans) != len(text):
+        raise ArgumentError(f"label_spans must have one list of (start, end) for each of the {len(text)} texts")
+    for sample, (pairs, entry) in enumerate(zip(spans, text, strict=True)):
+        for start, end in pairs:
+            if not 0 <= start <= end <= len(entry):
+                raise ArgumentError(
+                    f"label_spans: sample {sample} has ({start}, {end}), which lies outside its {len(entry)} characters"
+                )
+
+
+def _labels(
+    ids: Sequence[int], offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]], marks: Collection[int]
+) -> list[int]:
+    """The id of every token that has a character in a span, and what carries no loss for the others."""
+    return [
+        token_id
+        if token_id not in marks and any(begin < until and start < end for start, until in spans)
+        else IGNORE_INDEX
+        for token_id, (begin, end) in zip(ids, offsets, strict=True)
+    ]
+
+
+def _padded(row: list[int], length: int, side: str) -> list[int]:
+    missing = [IGNORE_INDEX] * (length - len(row))
+    return [*missing, *row] if side == "left" else [*row, *missing]

@@ -1,0 +1,69 @@
+"""`cornstarch eval RUN_OR_MODEL [--config FILE] [--output FILE] [--any.key value ...]`."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from cornstarch.cli.arguments import parser
+from cornstarch.data import Collator, first_samples, set_template
+from cornstarch.errors import ArgumentError
+from cornstarch.training import building
+from cornstarch.training.devices import pick_device
+from cornstarch.training.evaluation import evaluate
+from cornstarch.training.folder import write_whole
+from cornstarch.training.reading import read_config
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        words: its arguments.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ArgumentError: if there is no config, or no data in it.
+    """
+    parsing = parser("eval", "Check a trained model on data.test (else data.validation) of its run's config.")
+    parsing.add_argument("model", help="a run folder, a checkpoint in it, or a folder with a saved model")
+    parsing.add_argument("--config", help="a config with data; the run's own if left out")
+    parsing.add_argument("--output", help="write every answer there, one JSON object a line")
+    options, overrides = parsing.parse_known_args(words)
+    config = read_config(options.config or find_config(Path(options.model)), overrides)
+    chosen = config.data.test or config.data.validation
+    if chosen is None:
+        raise ArgumentError("data.test must be given: there is nothing to check the model on")
+    model, processor = building.load_run(options.model)
+    set_template(processor.llm_tokenizer, config.data.template)
+    model.to(pick_device(config.training.device))
+    collator = Collator(processor, config.data.max_length, config.data.turns)
+    samples = first_samples(building.make_source(chosen), config.evaluation.samples, config.training.seed)
+    found = evaluate(model, collator, samples, config.evaluation)
+    if options.output is not None:
+        rows = [
+            {"name": sample.name, "expected": sample.answer, "answer": text, "right": text == sample.answer.strip()}
+            for sample, text in zip(samples, found.answers, strict=bool(found.answers))
+        ]
+        write_whole(Path(options.output), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    print(f"samples {len(samples)}  " + "  ".join(f"{name} {value:.4f}" for name, value in found.figures.items()))
+    return 0
+
+
+def find_config(model: Path) -> Path:
+    """The config of the run that a model belongs to.
+
+    Args:
+        model: a run folder, its model, or a checkpoint in it.
+
+    Returns:
+        The file.
+
+    Raises:
+        ArgumentError: if there is none.
+    """
+    for folder in (model, *list(model.resolve().parents)[:3]):
+        if (folder / "config.yaml").is_file():
+            return folder / "config.yaml"
+    raise ArgumentError(f"{model} belongs to no run whose config.yaml says what to check it on: pass --config FILE")

@@ -1,0 +1,66 @@
+"""The command `cornstarch`: a command each in a file of its own, and what a person sees when something is wrong."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from cornstarch.errors import CornstarchError
+from cornstarch.version import __version__
+
+COMMANDS = {
+    "train": "train what a config describes",
+    "eval": "check a trained model: its loss, and how many answers are exactly right",
+    "generate": "have a model answer",
+    "info": "what a model is made of",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: the words after `cornstarch`; the process's own by default.
+
+    Returns:
+        The exit code: 0, 1 for an error, 2 for a command line that cannot be understood, 130 and 143 for a run that
+        was stopped by a signal.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["--version"]:
+        print(f"cornstarch {__version__}")
+        return 0
+    if not words or words[0] not in COMMANDS:
+        _usage(sys.stdout if words[:1] in (["--help"], ["-h"]) else sys.stderr)
+        return 0 if words[:1] in (["--help"], ["-h"]) else 2
+    return guarded(words[0], words[1:])
+
+
+def guarded(command: str, words: Sequence[str]) -> int:
+    """Run a command; a mistake becomes a message and an exit code.
+
+    Args:
+        command: the module's name in this package.
+        words: its arguments.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        code: int = importlib.import_module(f"cornstarch.cli.{command}").main(words)
+    except (CornstarchError, ImportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+    return code
+
+
+def _usage(stream: object) -> None:
+    width = max(map(len, COMMANDS))
+    lines = [f"  cornstarch {name.ljust(width)}  {text}" for name, text in COMMANDS.items()]
+    print("\n".join(["usage:", *lines, "", "cornstarch COMMAND --help says more."]), file=stream)  # type: ignore[call-overload]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

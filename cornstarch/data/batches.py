@@ -1,0 +1,148 @@
+"""4. Samples in an order that a seed decides, a step's worth at a time; where it stands is two numbers."""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers import BatchFeature
+
+from cornstarch.data.collation import Collator
+from cornstarch.data.samples import Sample, Source
+from cornstarch.errors import ArgumentError
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBatch:
+    """What one optimizer step is taken on.
+
+    Attributes:
+        micro_batches: what the model is called with, one after the other.
+        names: where the samples come from, for messages.
+        samples: how many there are.
+    """
+
+    micro_batches: tuple[BatchFeature, ...]
+    names: tuple[str, ...]
+    samples: int
+
+
+class Batches:
+    """An endless iterator over a source, `batch_size` samples a step; the last step of an epoch may have fewer.
+
+    What comes is a function of the source, the seed and how far the iterator is. So its whole state is the epoch and
+    the step in it, whatever workers have prepared ahead.
+
+    Args:
+        source: samples by number.
+        collator: makes a batch of samples.
+        batch_size: samples a step.
+        micro_batch_size: samples that are in one batch; fewer than `batch_size` where a step's do not fit in memory.
+        seed: of the order, and of what sources vary.
+        shuffle: a new order every epoch; otherwise the source's own.
+        workers: processes that prepare batches ahead; 0 prepares them here, when they are asked for.
+
+    Raises:
+        ArgumentError: for an empty source or a size below 1.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        collator: Collator,
+        batch_size: int,
+        *,
+        micro_batch_size: int | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+        workers: int = 0,
+    ) -> None:
+        if not len(source):
+            raise ArgumentError("the source has no samples")
+        if batch_size < 1 or (micro_batch_size is not None and micro_batch_size < 1):
+            raise ArgumentError(f"a batch has at least one sample, found {batch_size} and {micro_batch_size}")
+        self._source, self._collator = source, collator
+        self._batch_size = batch_size
+        self._micro_batch_size = micro_batch_size or batch_size
+        self._seed, self._shuffle, self._workers = seed, shuffle, workers
+        self._epoch, self._step = 0, 0
+        self._ahead: Iterator[StepBatch] | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many steps an epoch has."""
+        return -(-len(self._source) // self._batch_size)
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> StepBatch:
+        if self._ahead is None:
+            self._ahead = self._prepare()
+        batch = next(self._ahead)
+        self._step += 1
+        if self._step == self.steps_per_epoch:
+            self._epoch, self._step = self._epoch + 1, 0
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the iterator stands: `epoch` and `step` in it, both from 0."""
+        return {"epoch": self._epoch, "step": self._step}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go to where another iterator over the same source, with the same seed and sizes, stood."""
+        self._epoch, self._step = state["epoch"], state["step"]
+        self._ahead = None
+
+    def _prepare(self) -> Iterator[StepBatch]:
+        loader: Any = DataLoader(
+            _Samples(self._source, self._seed),
+            batch_sampler=self._places(self._epoch, self._step),
+            collate_fn=self._collate,
+            num_workers=self._workers,
+            # Left alone, the loader would draw its workers' seed from the random numbers that training uses.
+            generator=torch.Generator().manual_seed(self._seed),
+        )
+        return iter(loader)
+
+    def _places(self, epoch: int, step: int) -> Iterator[list[tuple[int, int]]]:
+        """(epoch, index) of the samples of every step from here on."""
+        while True:
+            order = list(range(len(self._source)))
+            if self._shuffle:
+                random.Random(f"order {self._seed} {epoch}").shuffle(order)
+            for start in range(step * self._batch_size, len(order), self._batch_size):
+                yield [(epoch, index) for index in order[start : start + self._batch_size]]
+            epoch, step = epoch + 1, 0
+
+    def _collate(self, samples: Sequence[Sample]) -> StepBatch:
+        size = self._micro_batch_size
+        return StepBatch(
+            micro_batches=tuple(self._collator(samples[i : i + size]) for i in range(0, len(samples), size)),
+            names=tuple(sample.name for sample in samples),
+            samples=len(samples),
+        )
+
+
+class _Samples(Dataset[Sample]):
+    """A source as PyTorch's loader wants it: by (epoch, index), so that workers need no state."""
+
+    def __init__(self, source: Source, seed: int) -> None:
+        self._source, self._seed = source, seed
+
+    def __getitem__(self, place: tuple[int, int]) -> Sample:
+        epoch, index = place
+        return self._source.sample(index, chance_at(self._seed, epoch, index))
+
+
+def chance_at(seed: int, epoch: int, index: int) -> random.Random:
+    """The random numbers that belong to one sample in one epoch."""
+    return random.Random(f"sample {seed} {epoch} {index}")
+
+
+def first_samples(source: Source, number: int | None = None, seed: int = 0) -> list[Sample]:
+    """The first samples of a source in its own order, all without a number; varied ones as in the first epoch."""
+    count = len(source) if number is None else min(number, len(source))
+    return [source.sample(index, chance_at(seed, 0, index)) for index in range(count)]

@@ -1,0 +1,252 @@
+"""6c. Single parts out of Hugging Face checkpoints, or from scratch: the tower a modality needs, found by structure."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import transformers
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoVideoProcessor,
+    PreTrainedConfig,
+)
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+from cornstarch.errors import ArgumentError, MissingFileError
+from cornstarch.models.multimodal_language_model import anatomy, freezing
+
+# By the encoder's main input: who reads its processor's settings.
+_PROCESSORS = {
+    "pixel_values": (AutoImageProcessor, AutoVideoProcessor),
+    "pixel_values_videos": (AutoVideoProcessor, AutoImageProcessor),
+    "hidden_states": (AutoImageProcessor, AutoVideoProcessor),
+    "input_features": (AutoFeatureExtractor,),
+    "input_values": (AutoFeatureExtractor,),
+}
+_ANY_PROCESSOR = (AutoImageProcessor, AutoFeatureExtractor, AutoVideoProcessor)
+
+
+def make_config(values: dict[str, Any], **defaults: Any) -> PreTrainedConfig:
+    """A Hugging Face config from scratch.
+
+    Args:
+        values: `model_type`, and the config's arguments.
+        **defaults: arguments that `values` may overrule.
+
+    Returns:
+        The config.
+
+    Raises:
+        ArgumentError: for an unknown model type, or arguments that it refuses.
+    """
+    model_type = values["model_type"]
+    arguments = {**defaults, **{name: value for name, value in values.items() if name != "model_type"}}
+    try:
+        return AutoConfig.for_model(model_type, **arguments)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"model_type {model_type!r} cannot be configured so: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def load_encoder(key: str, path: str | Path, class_name: str | None = None, **options: Any) -> Any:
+    """A pretrained encoder: of a checkpoint with several towers, the one for a modality.
+
+    Args:
+        key: the modality; tells towers apart (`vision_config` is for a key that begins with `vision`).
+        path: a folder, or a name on the hub.
+        class_name: a class of transformers; found by itself if not given.
+        **options: for `from_pretrained` (`dtype`, `revision`, `attn_implementation`, `trust_remote_code`).
+
+    Returns:
+        The encoder in evaluation mode.
+
+    Raises:
+        ArgumentError: if no tower, or more than one, is for this modality.
+        MissingFileError: if there is no such checkpoint.
+    """
+    config = _read_config(path, options)
+    if class_name is not None:
+        return _loaded(find_class(class_name, config), path, options)
+    if getattr(config, "is_encoder_decoder", False):
+        return _loaded(AutoModel, path, options).get_encoder()
+    tower = _tower_config(key, config, str(path))
+    if tower is None:
+        return _loaded(AutoModel, path, options)
+    cls = MODEL_MAPPING[type(tower)]
+    encoder, report = cls.from_pretrained(path, output_loading_info=True, **options)
+    if not report["missing_keys"]:
+        return encoder
+    whole = _loaded(AutoModel, path, options)  # its tower has other names than the class alone
+    return next(module for module in whole.modules() if isinstance(module, cls))
+
+
+def make_encoder(values: dict[str, Any], class_name: str | None = None, **options: Any) -> Any:
+    """An encoder with random weights.
+
+    Args:
+        values: `model_type`, and the config's arguments.
+        class_name: a class of transformers; found by itself if not given.
+        **options: `dtype` and `attn_implementation`.
+
+    Returns:
+        The encoder.
+
+    Raises:
+        ArgumentError: if it cannot be made.
+    """
+    config = make_config(values)
+    if class_name is not None:
+        return find_class(class_name, config)._from_config(config, **options)
+    encoder: Any = AutoModel.from_config(config, **options)
+    return encoder.get_encoder() if getattr(config, "is_encoder_decoder", False) else encoder
+
+
+def load_language_model(path: str | Path, class_name: str | None = None, **options: Any) -> Any:
+    """A pretrained causal language model.
+
+    Args:
+        path: a folder, or a name on the hub.
+        class_name: a class of transformers; `AutoModelForCausalLM` if not given.
+        **options: for `from_pretrained`.
+
+    Returns:
+        The language model in evaluation mode.
+
+    Raises:
+        MissingFileError: if there is no such checkpoint.
+        ArgumentError: if it is no causal language model.
+    """
+    config = _read_config(path, options)
+    return _loaded(AutoModelForCausalLM if class_name is None else find_class(class_name, config), path, options)
+
+
+def make_language_model(values: dict[str, Any], tokenizer: Any, class_name: str | None = None, **options: Any) -> Any:
+    """A causal language model with random weights, for a tokenizer.
+
+    Args:
+        values: `model_type`, and the config's arguments; vocabulary and special tokens are the tokenizer's otherwise.
+        tokenizer: the tokenizer.
+        class_name: a class of transformers; found by itself if not given.
+        **options: `dtype` and `attn_implementation`.
+
+    Returns:
+        The language model.
+
+    Raises:
+        ArgumentError: if it cannot be made.
+    """
+    special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    config = make_config(values, vocab_size=len(tokenizer), **special)
+    if class_name is not None:
+        return find_class(class_name, config)._from_config(config, **options)
+    try:
+        return AutoModelForCausalLM.from_config(config, **options)
+    except ValueError as error:
+        raise ArgumentError(f"model_type {values['model_type']!r} is no causal language model: {error}") from error
+
+
+def load_processor(encoder: nn.Module, path: str | Path, **options: Any) -> Any:
+    """The image, video or sound processor that a checkpoint has for an encoder.
+
+    Args:
+        encoder: tells by its main input which kind it needs.
+        path: a folder, or a name on the hub.
+        **options: settings other than the checkpoint's.
+
+    Returns:
+        The processor.
+
+    Raises:
+        ArgumentError: if the checkpoint has none.
+    """
+    kinds = _PROCESSORS.get(anatomy.main_input_name(freezing.unwrap(encoder)), _ANY_PROCESSOR)
+    reasons = []
+    for kind in kinds:
+        try:
+            return kind.from_pretrained(path, **options)
+        except (OSError, ValueError, ImportError, KeyError) as error:
+            reasons.append(f"{kind.__name__}: {str(error).strip().splitlines()[0]}")
+    raise ArgumentError(f"{path} has no processor for {type(encoder).__name__}; {'; '.join(reasons)}")
+
+
+def make_processor(class_name: str, arguments: dict[str, Any]) -> Any:
+    """A processor from scratch.
+
+    Args:
+        class_name: a class of transformers, such as `SiglipImageProcessor`.
+        arguments: its settings.
+
+    Returns:
+        The processor.
+
+    Raises:
+        ArgumentError: for a class that transformers does not have, or arguments that it refuses.
+    """
+    try:
+        return find_class(class_name)(**arguments)
+    except (TypeError, ValueError, ImportError) as error:
+        raise ArgumentError(f"{class_name} cannot be made so: {error}") from error
+
+
+def find_class(name: str, config: PreTrainedConfig | None = None) -> Any:
+    """A class of transformers by name: a public one, or one of the module of a config's own models.
+
+    Args:
+        name: the class's.
+        config: whose models to look among too.
+
+    Returns:
+        The class.
+
+    Raises:
+        ArgumentError: if there is none.
+    """
+    found = getattr(transformers, name, None)
+    if found is None and config is not None:
+        module = type(config).__module__.replace(".configuration_", ".modeling_")
+        if module.startswith("transformers."):
+            found = getattr(importlib.import_module(module), name, None)
+    if not isinstance(found, type):
+        raise ArgumentError(f"transformers {transformers.__version__} has no class {name!r}")
+    return found
+
+
+def _read_config(path: str | Path, options: dict[str, Any]) -> PreTrainedConfig:
+    trusted = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}
+    try:
+        return AutoConfig.from_pretrained(path, **trusted)
+    except OSError as error:
+        raise MissingFileError(
+            f"{path} is no folder with a model, and no name on the hub that can be reached"
+        ) from error
+    except ValueError as error:
+        raise ArgumentError(f"{path}: {str(error).splitlines()[0]}") from error
+
+
+def _loaded(cls: Any, path: str | Path, options: dict[str, Any]) -> Any:
+    try:
+        return cls.from_pretrained(path, **options)
+    except ValueError as error:
+        raise ArgumentError(f"{path} cannot be loaded as {cls.__name__}: {str(error).splitlines()[0]}") from error
+
+
+def _tower_config(key: str, config: PreTrainedConfig, path: str) -> Any:
+    """The config of the tower for a modality in a checkpoint of several; None where the whole is the encoder."""
+    names = [name for name in config.sub_configs if isinstance(getattr(config, name, None), PreTrainedConfig)]
+    towers = {name: getattr(config, name) for name in names if not name.startswith(("text", "decoder"))}
+    towers = {name: tower for name, tower in towers.items() if type(tower) in MODEL_MAPPING}
+    if len(names) < 2 or not towers:
+        return None
+    mine = [tower for name, tower in towers.items() if name.startswith(key.partition("_")[0])]
+    if len(mine) == 1 or len(towers) == 1:
+        return mine[0] if mine else next(iter(towers.values()))
+    raise ArgumentError(
+        f"{path} has several towers ({', '.join(towers)}) and none is for {key!r} by name: say which with class_name, "
+        f"one of {', '.join(MODEL_MAPPING[type(tower)].__name__ for tower in towers.values())}"
+    )

@@ -1,0 +1,206 @@
+"""2. A config -> the model, its processor, and the sources of its data."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from cornstarch.data import DigitsSource, LlavaSource, Source, byte_tokenizer, set_template
+from cornstarch.errors import ArgumentError, MissingFileError
+from cornstarch.models.multimodal_language_model import (
+    ModalEncoderModule,
+    MultimodalModel,
+    MultimodalProcessor,
+    anatomy,
+    callbacks,
+    parts,
+)
+from cornstarch.models.multimodal_language_model.callbacks import (
+    AveragePool,
+    Chain,
+    OutputHiddenStates,
+    SelectFeatures,
+)
+from cornstarch.training import quantization
+from cornstarch.training.config import (
+    EncoderConfig,
+    LanguageModelConfig,
+    LlavaConfig,
+    ModelConfig,
+    NamedConfig,
+    PartConfig,
+    SourceConfig,
+)
+
+BYTES = "bytes"  # the tokenizer that the package makes
+
+
+def build_model(config: ModelConfig, template: str | None = None) -> tuple[MultimodalModel, MultimodalProcessor]:
+    """The model that a config describes, and its processor. Random weights come from PyTorch's seed.
+
+    Args:
+        config: of the model.
+        template: chat template for the tokenizer; see `cornstarch.data.set_template`.
+
+    Returns:
+        The model on the CPU, in training mode, everything trainable unless it was saved frozen; and the processor.
+
+    Raises:
+        ArgumentError: if parts do not fit, or a name is unknown.
+        MissingFileError: if there is no such checkpoint.
+    """
+    if config.path is not None:
+        model, processor = load_run(config.path)
+    else:
+        assert config.language_model is not None, "checked by the config"
+        tokenizer = _tokenizer(config.language_model)
+        language_model = _language_model(config.language_model, tokenizer)
+        encoders = {key: _encoder(key, encoder, language_model) for key, encoder in config.encoders.items()}
+        processors = {key: _processor(config.encoders[key], encoder.module) for key, encoder in encoders.items()}
+        model = MultimodalModel(encoders, language_model)
+        processor = MultimodalProcessor(processors, tokenizer, model)
+    set_template(processor.llm_tokenizer, template)
+    model.train()
+    return model, processor
+
+
+def load_run(path: str | Path) -> tuple[MultimodalModel, MultimodalProcessor]:
+    """Load a model and its processor: from a run folder, a checkpoint in one, or a folder both were saved into.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        The model in evaluation mode, and the processor.
+
+    Raises:
+        MissingFileError: if there is no model.
+        CheckpointError: if a file is damaged.
+    """
+    folder = Path(path)
+    for candidate in (folder, folder / "model"):
+        if (candidate / "config.json").is_file():
+            model = MultimodalModel.from_pretrained(candidate)
+            return model, MultimodalProcessor.from_pretrained(candidate, model)
+    if not folder.is_dir():
+        raise MissingFileError(f"there is no folder {folder}; expected a run folder, or one with a saved model")
+    raise MissingFileError(f"{folder} holds no model: neither config.json nor model/config.json is there")
+
+
+def make_source(config: SourceConfig) -> Source:
+    """The samples that a config describes.
+
+    Args:
+        config: of a source.
+
+    Returns:
+        The source.
+
+    Raises:
+        ArgumentError: if its file cannot be read.
+        ImportError: if a package that it needs is not installed.
+    """
+    if isinstance(config, LlavaConfig):
+        return LlavaSource(config.path, config.media)
+    return DigitsSource(config.split, config.shift, config.blank)
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _options(config: PartConfig) -> dict[str, Any]:
+    """Arguments of Hugging Face's methods that load a model, or make one of random weights."""
+    names = ["attn_implementation", *(["revision", "trust_remote_code"] if config.path is not None else [])]
+    given = {name: getattr(config, name) for name in names if getattr(config, name)}
+    if config.path is not None and config.dtype == "auto":
+        return {"dtype": "auto", **given}
+    return {"dtype": torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype), **given}
+
+
+def _tokenizer(config: LanguageModelConfig) -> PreTrainedTokenizerBase:
+    name = config.tokenizer or config.path
+    if name is None:
+        raise ArgumentError(f"model.language_model.tokenizer must be given: a folder, a name on the hub, or {BYTES!r}")
+    if name == BYTES:
+        tokenizer: Any = byte_tokenizer()
+    else:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=config.trust_remote_code)
+        except (OSError, ValueError) as error:
+            raise ArgumentError(f"{name} has no tokenizer: {str(error).splitlines()[0]}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if config.added_tokens:
+        tokenizer.add_tokens(config.added_tokens)
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def _language_model(config: LanguageModelConfig, tokenizer: Any) -> Any:
+    options = _options(config)
+    if config.config is not None:
+        if config.quantization is not None:
+            raise ArgumentError("model.language_model.quantization needs `path`: random weights are not quantised")
+        return parts.make_language_model(config.config, tokenizer, config.class_name, **options)
+    assert config.path is not None, "checked by the config"
+    if config.quantization is not None:
+        options["quantization_config"] = quantization.make_config(config.quantization, options["dtype"])
+    language_model: Any = parts.load_language_model(config.path, config.class_name, **options)
+    if config.added_tokens and len(tokenizer) > anatomy.vocabulary_size(language_model):
+        language_model.resize_token_embeddings(len(tokenizer))
+    return language_model
+
+
+def _encoder(key: str, config: EncoderConfig, language_model: Any) -> ModalEncoderModule:
+    if config.config is not None:
+        module = parts.make_encoder(config.config, config.class_name, **_options(config))
+    else:
+        assert config.path is not None, "checked by the config"
+        module = parts.load_encoder(key, config.path, config.class_name, **_options(config))
+    before = _built(config.callbacks.preprocess)
+    behind = _built(config.callbacks.postprocess_module)
+    if config.layers is not None or config.skip_first:
+        layers = None if config.layers is None else tuple(config.layers)
+        behind.insert(0, SelectFeatures(layers=layers, skip_first=config.skip_first))
+        if layers is not None:
+            before.append(OutputHiddenStates())
+    if config.pool > 1:
+        behind.append(AveragePool(size=config.pool, square=anatomy.main_input_name(module) == "pixel_values"))
+    encoder = ModalEncoderModule(
+        module,
+        additional_args=config.additional_args,
+        preprocess_callback=_one(before),
+        postprocess_module_callback=_one(behind),
+        postprocess_projector_callback=_one(_built(config.callbacks.postprocess_projector)),
+    )
+    encoder.make_projector(
+        anatomy.embedding_width(language_model),
+        anatomy.parameter_dtype(language_model) or torch.float32,
+        config.projector.type,
+        config.projector.activation,
+        side_by_side=len(config.layers or [0]),
+    )
+    return encoder
+
+
+def _built(named: Sequence[NamedConfig]) -> list[Any]:
+    return [callbacks.build({"name": entry.name, "arguments": entry.arguments}) for entry in named]
+
+
+def _one(entries: list[Any]) -> Any:
+    """Callbacks as one, in their order."""
+    return Chain(callbacks=tuple(entries)) if len(entries) > 1 else next(iter(entries), None)
+
+
+def _processor(config: EncoderConfig, encoder: Any) -> Any:
+    wanted = config.processor
+    path = wanted.path or config.path
+    if wanted.class_name is not None and wanted.path is None:
+        return parts.make_processor(wanted.class_name, wanted.arguments)
+    if path is None:
+        raise ArgumentError(
+            f"a {type(encoder).__name__} from scratch needs a processor: give processor.path, or processor.class_name "
+            "and processor.arguments"
+        )
+    return parts.load_processor(encoder, path, **wanted.arguments)

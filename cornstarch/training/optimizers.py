@@ -1,0 +1,123 @@
+"""4. An optimizer with a group for every part, pattern and layer that has settings of its own."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from cornstarch.errors import ArgumentError, TrainingError
+from cornstarch.models.multimodal_language_model import MultimodalModel, anatomy, freezing
+from cornstarch.training.config import OptimizerConfig, TrainsConfig
+from cornstarch.training.selection import parameters_of
+
+_NUMBER = re.compile(r"\.\d+$")
+
+
+def parameter_groups(
+    model: MultimodalModel,
+    config: OptimizerConfig,
+    trains: Mapping[str, TrainsConfig] | None = None,
+    warmup: float = 0.0,
+) -> list[dict[str, Any]]:
+    """Everything that trains, in groups as `torch.optim` takes them.
+
+    Args:
+        model: frozen parameters of it are left out.
+        config: settings of all that has no others.
+        trains: part to settings of its own.
+        warmup: share of the steps, of all that has no other.
+
+    Returns:
+        Groups with `params`, `names`, `lr`, `weight_decay`; and, for the loop, `part`, `peak` (the highest learning
+        rate) and `warmup`.
+
+    Raises:
+        TrainingError: if nothing trains.
+        ArgumentError: for a pattern that matches nothing that trains.
+    """
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    depths = {part: _Depths(modules[0]) for part, modules in model.parts.items()}
+    unused = {(part, n) for part, choice in (trains or {}).items() for n in range(len(choice.groups))}
+    for part, name, parameter in parameters_of(model):
+        if not parameter.requires_grad:
+            continue
+        choice = (trains or {}).get(part, TrainsConfig())
+        number = next((n for n, group in enumerate(choice.groups) if group.matches(name)), None)
+        own = choice.groups[number] if number is not None else None
+        unused.discard((part, number if number is not None else -1))
+        rate = _first(own and own.learning_rate, choice.learning_rate, config.learning_rate)
+        rate *= choice.layer_decay ** depths[part].behind(name)
+        plain = 0.0 if parameter.dim() < 2 else _first(choice.weight_decay, config.weight_decay)
+        settings = (
+            part,
+            rate,
+            _first(own and own.weight_decay, plain),
+            _first(own and own.warmup, choice.warmup, warmup),
+        )
+        keys = dict(zip(("part", "peak", "weight_decay", "warmup"), settings, strict=True))
+        group = groups.setdefault(settings, {"params": [], "names": [], "lr": rate, **keys})
+        group["params"].append(parameter)
+        group["names"].append(f"{part}.{name}")
+    if not groups:
+        raise TrainingError("nothing to train: every parameter of the model is frozen")
+    for part, number in sorted(unused):
+        patterns = (trains or {})[part].groups[number].parameters
+        raise ArgumentError(f"trains.{part}.groups.{number}: nothing that trains is called {' or '.join(patterns)}")
+    return list(groups.values())
+
+
+def make_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:
+    """An optimizer by name.
+
+    Args:
+        groups: of `parameter_groups`.
+        config: its name and arguments.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ArgumentError: for a name that torch.optim does not have, or arguments that it refuses.
+    """
+    cls = getattr(torch.optim, config.name, None)
+    if not (isinstance(cls, type) and issubclass(cls, Optimizer)) or cls is Optimizer:
+        known = [name for name in torch.optim.__all__ if isinstance(getattr(torch.optim, name, None), type)]
+        raise ArgumentError(f"optimizer.name: torch.optim has no {config.name!r}; it has: {', '.join(known)}")
+    if cls is torch.optim.LBFGS:
+        raise ArgumentError("optimizer.name: LBFGS calls the model several times a step, which this loop does not do")
+    # Names are for messages and checkpoints; the optimizer would want them of all groups in a form of its own.
+    plain = [{key: value for key, value in group.items() if key != "names"} for group in groups]
+    try:
+        return cls(plain, **{"lr": config.learning_rate, **config.arguments})
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"optimizer.arguments: {config.name} refuses them: {error}") from error
+
+
+def _first(*values: Any) -> Any:
+    return next(value for value in values if value is not None)
+
+
+class _Depths:
+    """How many layers of a part run behind each of its parameters."""
+
+    def __init__(self, part: nn.Module) -> None:
+        base = freezing.unwrap(part)
+        layers = anatomy.layers(base)
+        number = {id(p): index for index, layer in enumerate(layers) for p in layer.parameters()}
+        pieces = list(anatomy.execution_order(base))
+        first = next((place for place, piece in enumerate(pieces) if _NUMBER.search(piece)), len(pieces))
+        self._behind: dict[str, int] = {}
+        early = tuple(f"{piece}." for piece in pieces[:first])
+        inside = {id(parameter): name for name, parameter in base.named_parameters()}
+        for name, parameter in part.named_parameters():
+            if id(parameter) in number:
+                self._behind[name] = len(layers) - 1 - number[id(parameter)]
+            else:
+                before = f"{inside.get(id(parameter), name)}.".startswith(early) if early else False
+                self._behind[name] = len(layers) if before else 0
+
+    def behind(self, name: str) -> int:
+        return self._behind.get(name, 0)

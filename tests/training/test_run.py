@@ -1,0 +1,268 @@
+"""A whole run: what lies in its folder, that it goes on where it was stopped, and what a person sees when it fails."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import cornstarch
+from cornstarch import ArgumentError, CheckpointError, TrainingError, load_run, parse_config, read_metrics, train
+from cornstarch.training import checkpoints
+
+DIGITS = Path(__file__).parent.parent.parent / "examples" / "digits.yaml"
+
+
+def config(folder: Path, *overrides: str) -> Any:
+    """The digits model, smaller, for six steps."""
+    small = [
+        "--run.folder", str(folder), "--training.steps", "6", "--training.batch_size", "6", "--evaluation.samples", "9",
+        "--evaluation.every", "3", "--model.encoders.vision.config.num_hidden_layers", "1",
+        "--model.language_model.config.num_hidden_layers", "1", "--training.device", "cpu",
+    ]  # fmt: skip
+    return parse_config(DIGITS.read_text(), [*small, *overrides])
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
+
+
+# --- the run folder ---------------------------------------------------------------------------------------------------
+
+
+def test_the_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every file that is promised, with every key; and the table and the sample before the first step."""
+    folder = tmp_path / "run"
+    result = train(config(folder, "--run.checkpoint_every", "2", "--run.keep_last", "1"))
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "loss.png", "model",
+    }  # fmt: skip
+    parts = ("vision_encoder", "vision_projector", "language_model")
+    lines = read_metrics(folder / "metrics.jsonl")
+    steps = [line for line in lines if "loss" in line]
+    keys = {"step", "loss", "tokens_per_second", "tokens", "labelled_tokens", "samples", "grad_norm"}
+    for line in steps:
+        assert set(line) == keys | {f"{kind}/{part}" for kind in ("learning_rate", "grad_norm") for part in parts}
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert [(line["step"], set(line) - {"step"}) for line in lines if "eval_loss" in line] == [
+        (3, {"eval_loss", "eval_exact_match"}),
+        (6, {"eval_loss", "eval_exact_match"}),
+    ]
+    assert result.figures == {key: value for key, value in lines[-1].items() if key != "step"}
+    resolved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert resolved["optimizer"]["max_grad_norm"] == 1.0
+    assert parse_config((folder / "config.yaml").read_text()) == config(
+        folder, "--run.checkpoint_every", "2", "--run.keep_last", "1"
+    )
+    assert json.loads((folder / "environment.json").read_text())["packages"]["torch"] == torch.__version__
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-6"]
+    shown = capsys.readouterr().out
+    assert "LlamaForCausalLM" in shown
+    assert "<vision> x 4" in shown
+    assert "38 positions, 4 of them of inputs, 5 labelled" in shown
+    model, _ = load_run(folder)
+    trained = result.model.state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in model.state_dict().items())
+
+
+def test_twice_the_same(tmp_path: Path) -> None:
+    """Bit-equal losses, figures and weights for one seed; others for another."""
+    runs = [train(config(tmp_path / str(number), "--training.seed", str(number // 2))) for number in range(3)]
+    assert losses(tmp_path / "0") == losses(tmp_path / "1") != losses(tmp_path / "2")
+    assert runs[0].figures == runs[1].figures
+    files = [(tmp_path / str(number) / "model" / "model.safetensors").read_bytes() for number in range(2)]
+    assert files[0] == files[1]
+
+
+def test_a_run_is_not_overwritten_unless_asked(tmp_path: Path) -> None:
+    """Refused with what is there; overwritten when asked, but for files of others."""
+    train(config(tmp_path / "run"))
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    before = losses(tmp_path / "run")
+    with pytest.raises(ArgumentError, match=r"holds a run already.*run.overwrite true"):
+        train(config(tmp_path / "run"))
+    assert losses(tmp_path / "run") == before
+    train(config(tmp_path / "run", "--run.overwrite", "true", "--training.steps", "2"))
+    assert len(losses(tmp_path / "run")) == 2
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_the_best_and_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
+    """A rate that is too high makes the loss rise after a while: the best stays although newer ones come."""
+    often = ["--evaluation.every", "1", "--run.checkpoint_every", "1", "--run.keep_last", "2"]
+    result = train(config(tmp_path / "run", *often, "--training.steps", "8", "--optimizer.learning_rate", "0.3"))
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "eval_loss" in line]
+    best = min(lines, key=lambda line: line["eval_loss"])["step"]
+    assert best < 7, "the run must get worse for this test to say anything"
+    names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert names == {f"step-{best}", "step-7", "step-8"}
+    assert result.step == 8
+
+
+def test_it_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    """Stopped after step 4 of 8 and resumed: the metrics and weights of a run that was not stopped, bit for bit."""
+
+    class StopAt(cornstarch.Callback):
+        def on_step(self, loop: Any, record: Any) -> None:
+            if loop.step == 4:
+                loop.stop("enough")
+
+    overrides = ["--training.steps", "8", "--evaluation.every", "2"]
+    train(config(tmp_path / "whole", *overrides))
+    stopped = train(config(tmp_path / "pieces", *overrides), callbacks=[StopAt()])
+    assert (stopped.stopped, stopped.step) == ("enough", 4)
+    train(config(tmp_path / "pieces", *overrides, "--run.resume", "true"))
+
+    def plain(folder: Path) -> list[dict[str, Any]]:
+        return [
+            {k: v for k, v in line.items() if k != "tokens_per_second"}
+            for line in read_metrics(folder / "metrics.jsonl")
+        ]
+
+    assert plain(tmp_path / "pieces") == plain(tmp_path / "whole")
+    files = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "pieces")]
+    assert files[0] == files[1]
+
+
+def test_workers_change_nothing(tmp_path: Path) -> None:
+    train(config(tmp_path / "none"))
+    train(config(tmp_path / "two", "--data.workers", "2"))
+    assert losses(tmp_path / "none") == losses(tmp_path / "two")
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    """Through accelerate's tracker: every figure of every line is there, under its step."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    train(config(tmp_path / "run", "--run.trackers", "[tensorboard]"))
+    found: dict[str, list[int]] = {}
+    for path in (tmp_path / "run").rglob("events.out.tfevents.*"):
+        data = path.read_bytes()
+        while data:  # length, its checksum, the event, its checksum
+            length = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append(event.step)
+    assert found["loss"] == [1, 2, 3, 4, 5, 6]
+    assert found["eval_loss"] == [3, 6]
+    assert "grad_norm/vision_projector" in found
+
+
+# --- what a person sees -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, code", [("SIGINT", 130), ("SIGTERM", 143)])
+def test_signals_save_and_leave(tmp_path: Path, name: str, code: int) -> None:
+    """The step is finished, a checkpoint saved, the exit code is the signal's, and the run can go on."""
+    path, folder = tmp_path / "config.yaml", tmp_path / "run"
+    path.write_text(cornstarch.to_yaml(config(folder, "--training.steps", "100000", "--evaluation.every", "100000")))
+    command = [sys.executable, "-m", "cornstarch.cli.main", "train", str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").is_file() or len(losses_so_far(folder)) < 3:
+        assert time.monotonic() < deadline, "the run has not begun"
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(getattr(signal, name))
+    shown, errors = process.communicate(timeout=120)
+    assert process.returncode == code, errors
+    assert f"{name}: finishing the step" in shown
+    assert f"stopped by {name} after step" in shown
+    last = checkpoints.last(folder / "checkpoints")
+    assert last is not None
+    step = checkpoints.load(last)["step"]
+    assert step == len(losses_so_far(folder)) >= 3
+    result = train(parse_config(path.read_text(), ["--run.resume", "true", "--training.steps", str(step + 2)]))
+    assert result.step == step + 2
+
+
+def losses_so_far(folder: Path) -> list[str]:
+    return [line for line in (folder / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+
+
+def test_a_loss_that_is_no_number_leaves_the_last_good_state(tmp_path: Path) -> None:
+    """The message names step and part; the checkpoint is of the step before."""
+
+    class Break(cornstarch.Callback):
+        def on_step(self, loop: Any, record: Any) -> None:
+            if loop.step == 3:
+                layer = loop.model.vision_encoder.module.encoder.layers[0].mlp
+                layer.register_forward_hook(lambda module, arguments, output: output * float("nan"))
+
+    with pytest.raises(TrainingError, match=r"loss is nan at step 4: the activation of vision_encoder went first"):
+        train(config(tmp_path / "run", "--evaluation.every", "100"), callbacks=[Break()])
+    last = checkpoints.last(tmp_path / "run" / "checkpoints")
+    assert last is not None
+    assert last.name == "step-3"
+    assert all(value.isfinite().all() for value in load_run(last)[0].state_dict().values())
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounting a small disk needs root on Linux")
+def test_a_full_disk(tmp_path: Path) -> None:
+    """Former checkpoints are whole, no half-written file is left, and the message says what to do."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", str(disk)], check=False).returncode:
+        pytest.skip("this system does not let one mount a small disk")
+    try:
+        overrides = ["--run.checkpoint_every", "1", "--run.keep_last", "100", "--evaluation.every", "100"]
+        with pytest.raises(CheckpointError, match=r"(?s)no checkpoint at step 6.*space.*make room.*run.resume"):
+            train(config(disk / "run", *overrides))
+        kept = sorted((disk / "run" / "checkpoints").iterdir())
+        assert 1 <= len(kept) < 6
+        assert all(path.name.startswith("step-") for path in kept)
+        for checkpoint in kept:
+            checkpoints.load(checkpoint)
+            load_run(checkpoint)
+        for checkpoint in kept[:-1]:
+            subprocess.run(["rm", "-r", str(checkpoint)], check=True)
+        assert train(config(disk / "run", "--run.resume", "true", "--evaluation.every", "100")).step == 6
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_nothing_to_learn_is_said_before_the_first_step(tmp_path: Path) -> None:
+    """All frozen, or answers cut off: refused, with the reason, and no step taken."""
+    frozen = [f"--trains.{part}=frozen" for part in ("vision_encoder", "vision_projector", "language_model")]
+    with pytest.raises(TrainingError, match="every parameter of the model is frozen"):
+        train(config(tmp_path / "frozen", *frozen))
+    with pytest.raises(TrainingError, match="none of the first 64 samples has a labelled token"):
+        train(config(tmp_path / "cut", "--data.max_length", "20"))
+    assert not (tmp_path / "cut" / "metrics.jsonl").exists()
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    train(config(tmp_path / "run"))
+    (tmp_path / "run" / "checkpoints" / "step-6" / "state.safetensors").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="step-6 is no whole checkpoint"):
+        train(config(tmp_path / "run", "--run.resume", "true", "--training.steps", "8"))
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["--optimizer.name", "Adamm"], "torch.optim has no 'Adamm'"),
+        (["--optimizer.arguments", "{beta: 1}"], "AdamW refuses them"),
+        (["--schedule.name", "cosin"], "unknown schedule 'cosin'; known: constant"),
+        (["--schedule.arguments", "{flor: 0.1}"], "takes no 'flor'; it takes: floor"),
+        (["--training.device", "toaster"], "cannot compute on 'toaster'"),
+        (["--trains.language_model", "{groups: [{parameters: [nome]}]}"], "nothing that trains is called nome"),
+        (["--trains.language_model", "{mode: partial, parameters: [nome]}"], "no parameter is called nome"),
+        (["--model.encoders.vision.processor.class_name", "NoProcessor"], "has no class 'NoProcessor'"),
+        (["--model.encoders.vision.config.model_type", "siglop"], "model_type 'siglop'"),
+        (["--data.template", "nowhere.jinja"], "none of plain, vicuna"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_named(tmp_path: Path, overrides: list[str], message: str) -> None:
+    """Before anything is trained, and without leaving a folder that stands in the way."""
+    with pytest.raises(ArgumentError, match=message):
+        train(config(tmp_path / "run", *overrides))
+    train(config(tmp_path / "run", "--training.steps", "1"))
