@@ -1,8 +1,11 @@
 """The processor: text and media to what the model takes."""
 
 import copy
+import json
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from transformers import BatchFeature, SiglipVisionConfig, SiglipVisionModel
 
 from cornstarch import (
     ArgumentError,
+    CheckpointError,
     MediaError,
     ModalEncoderModule,
     ModalityMismatchError,
@@ -473,19 +477,84 @@ def test_counting_functions_must_be_given_again(tmp_path: Path) -> None:
     assert MultimodalProcessor.from_pretrained(tmp_path, model, {"vision": function}).num_feature_calculation_funcs
 
 
-@pytest.mark.parametrize("damage", ["missing", "no-json", "no-processor"])
+def _changed(**changes: object) -> Callable[[str], str]:
+    return lambda text: json.dumps({**json.loads(text), **changes})
+
+
+FILE, TOKENIZER = "multimodal_processor.json", "tokenizer/tokenizer.json"
+PREPROCESSOR = "processors/vision/preprocessor_config.json"
+DAMAGE: dict[str, tuple[str, Callable[[str], str | None]]] = {  # a file, and what it becomes; None removes it
+    "missing": (FILE, lambda text: None),
+    "no-json": (FILE, lambda text: "{"),
+    "no-keys": (FILE, lambda text: "{}"),
+    "a-list": (FILE, lambda text: "[]"),
+    "newer": (FILE, _changed(format=9)),
+    "strange-format": (FILE, _changed(format="a")),
+    "no-class": (FILE, _changed(encoder_processors={"vision": 3})),
+    "outside": (FILE, _changed(encoder_processors={"../x": "transformers.CLIPImageProcessor"})),
+    "no-tokens": (FILE, _changed(tokens=None)),
+    "tokenizer-missing": (TOKENIZER, lambda text: None),
+    "tokenizer-no-json": (TOKENIZER, lambda text: "{"),
+    "tokenizer-empty": (TOKENIZER, lambda text: "{}"),
+    "tokenizer-cut": (TOKENIZER, lambda text: text[: len(text) // 2]),
+    "tokenizer-strange": (TOKENIZER, lambda text: json.dumps({**json.loads(text), "model": {"type": "Odd"}})),
+    "tokenizer-config-missing": ("tokenizer/tokenizer_config.json", lambda text: None),
+    "tokenizer-config-empty": ("tokenizer/tokenizer_config.json", lambda text: "{}"),
+    "processor-missing": (PREPROCESSOR, lambda text: None),
+    "processor-no-json": (PREPROCESSOR, lambda text: "{"),
+    "processor-a-list": (PREPROCESSOR, lambda text: "[1]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_save(tmp_path: Path, damage: str) -> None:
-    model, processor = parts.vision_pair()
+    """A CheckpointError, which says where; the model is not touched."""
+    _, processor = parts.vision_pair()
     processor.save_pretrained(tmp_path)
-    file = tmp_path / "multimodal_processor.json"
-    if damage == "missing":
-        file.unlink()
-    elif damage == "no-json":
-        file.write_text("{")
+    name, change = DAMAGE[damage]
+    changed = change((tmp_path / name).read_text())
+    if changed is None:
+        (tmp_path / name).unlink()
     else:
-        (tmp_path / "processors" / "vision" / "preprocessor_config.json").unlink()
-    with pytest.raises(OSError, match=r"json|processors"):
-        MultimodalProcessor.from_pretrained(tmp_path, model)
+        (tmp_path / name).write_text(changed)
+    other = parts.vision_model()
+    with pytest.raises(CheckpointError, match=tmp_path.name):
+        MultimodalProcessor.from_pretrained(tmp_path, other)
+    assert other.modality_token_ids == {}
+
+
+def test_a_reader_never_gets_two_saves_mixed(tmp_path: Path) -> None:
+    """One thread saves two processors in turns; what is loaded meanwhile is all of one: mark, tokenizer, pixel size."""
+    model = parts.vision_model()
+    pair = [
+        MultimodalProcessor(
+            {"vision": parts.clip_processor(size)},
+            parts.tokenizer(model_max_length=size),
+            parts.vision_model(),
+            predefined_tokens={"vision": f"<{size}>"},
+        )
+        for size in (16, 24)
+    ]
+    done = threading.Event()
+
+    def save() -> None:
+        while not done.is_set():
+            for processor in pair:
+                processor.save_pretrained(tmp_path)
+
+    pair[0].save_pretrained(tmp_path)
+    thread = threading.Thread(target=save)
+    thread.start()
+    try:
+        for _ in range(15):
+            loaded = MultimodalProcessor.from_pretrained(tmp_path, model)
+            size = loaded.llm_tokenizer.model_max_length
+            assert loaded.encoder_processors["vision"].crop_size["height"] == size
+            assert loaded.tokens == {"vision": f"<{size}>"}
+            assert len(loaded.llm_tokenizer) == parts.VOCABULARY + 1
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_torchvision_is_not_needed() -> None:

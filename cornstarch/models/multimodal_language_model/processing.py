@@ -1,6 +1,7 @@
 """1. The processor: text and media -> `input_ids` and encoder inputs, so that text and model agree on positions."""
 
 import difflib
+import functools
 import inspect
 import json
 import warnings
@@ -24,6 +25,7 @@ from cornstarch.models.multimodal_language_model.text import Samples
 
 CountFunction = Callable[[dict[str, Any], Any], int | list[int] | list[list[int]]]
 _FILE = "multimodal_processor.json"
+_FORMAT = 1
 
 
 class MultimodalProcessor:
@@ -283,7 +285,7 @@ class MultimodalProcessor:
                 if hasattr(processor, "save_pretrained"):
                     processor.save_pretrained(folder / "processors" / key)
             description = {
-                "format": 1,
+                "format": _FORMAT,
                 "encoder_processors": {key: library.path_of(type(p)) for key, p in self.encoder_processors.items()},
                 "tokens": self.tokens,
                 "num_feature_calculation_funcs": sorted(self.num_feature_calculation_funcs),
@@ -314,41 +316,65 @@ class MultimodalProcessor:
         Raises:
             CheckpointError: if a file is missing or damaged, or something of the caller's own must be given again.
         """
-        folder = _files.current(Path(save_directory), "processor")
-        if folder.is_dir() and not (folder / _FILE).is_file():
-            raise MissingFileError(
-                f"{folder} holds no processor ({_FILE} is not there): save it with processor.save_pretrained, or give "
-                "Trainer processing_class=processor"
-            )
-        description = library.read_json(folder / _FILE)
-        functions = dict(num_feature_calculation_funcs or {})
-        missing = [key for key in description["num_feature_calculation_funcs"] if key not in functions]
-        if missing:
-            raise CheckpointError(
-                f"{folder} was saved with a counting function of the caller's own for {', '.join(missing)}: pass it "
-                "again as num_feature_calculation_funcs"
-            )
-        processors = dict(encoder_processors or {})
-        for key, path in description["encoder_processors"].items():
-            if key not in processors:
-                place = folder / "processors" / key
-                if not path.startswith("transformers."):
-                    raise CheckpointError(
-                        f"{folder} was saved with a processor of the caller's own for {key!r} ({path}): pass it again, "
-                        f"encoder_processors={{{key!r}: ...}}"
-                    )
-                if not place.is_dir():
-                    raise MissingFileError(f"{folder} is incomplete: {place.relative_to(folder)} is not there")
-                where = f"encoder_processors[{key!r}]"
-                found: Any = library.find_class(path, where)
-                kinds = (ImageProcessingMixin, FeatureExtractionMixin)
-                if not isinstance(found, type) or not issubclass(found, kinds):
-                    raise CheckpointError(f"{where}: {path} is no processor of images, videos or sounds")
-                processors[key] = found.from_pretrained(place)  # type: ignore[attr-defined]
-        if not (folder / "tokenizer").is_dir():
-            raise MissingFileError(f"{folder} is incomplete: tokenizer is not there")
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=trust_remote_code)
-        return cls(processors, tokenizer, model, functions, description["tokens"])
+        functions, given = dict(num_feature_calculation_funcs or {}), dict(encoder_processors or {})
+        processors, tokenizer, tokens = _files.read(
+            Path(save_directory), "processor", _FILE, lambda folder: _read(folder, functions, given, trust_remote_code)
+        )
+        return cls(processors, tokenizer, model, functions, tokens)
+
+
+def _read(
+    folder: Path, functions: Mapping[str, CountFunction], given: Mapping[str, Any], trust_remote_code: bool
+) -> tuple[dict[str, Any], Any, dict[str, str]]:
+    """The processors of encoders, the tokenizer and the marks in a folder in which nothing changes."""
+    if folder.is_dir() and not (folder / _FILE).is_file():
+        raise MissingFileError(
+            f"{folder} holds no processor ({_FILE} is not there): save it with processor.save_pretrained, or give "
+            "Trainer processing_class=processor"
+        )
+    description = library.read_json(folder / _FILE)
+    if description["format"] > _FORMAT:
+        raise CheckpointError(f"{folder} has format {description['format']}, this version reads up to {_FORMAT}")
+    missing = [key for key in description["num_feature_calculation_funcs"] if key not in functions]
+    if missing:
+        raise CheckpointError(
+            f"{folder} was saved with a counting function of the caller's own for {', '.join(missing)}: pass it "
+            "again as num_feature_calculation_funcs"
+        )
+    processors = dict(given)
+    for key, path in description["encoder_processors"].items():
+        if key not in processors:
+            processors[key] = _read_processor(folder, key, path)
+    load = functools.partial(AutoTokenizer.from_pretrained, trust_remote_code=trust_remote_code)
+    tokenizer = _load(folder / "tokenizer", "tokenizer_config.json", load)
+    return processors, tokenizer, dict(description["tokens"])
+
+
+def _read_processor(folder: Path, key: str, path: str) -> Any:
+    if not path.startswith("transformers."):
+        raise CheckpointError(
+            f"{folder} was saved with a processor of the caller's own for {key!r} ({path}): pass it again, "
+            f"encoder_processors={{{key!r}: ...}}"
+        )
+    if not key.isidentifier():
+        raise CheckpointError(f"{folder / _FILE} has the modality key {key!r}, which is no identifier")
+    where = f"encoder_processors[{key!r}]"
+    found: Any = library.find_class(path, where)
+    if not isinstance(found, type) or not issubclass(found, ImageProcessingMixin | FeatureExtractionMixin):
+        raise CheckpointError(f"{where}: {path} is no processor of images, videos or sounds")
+    return _load(folder / "processors" / key, "preprocessor_config.json", found.from_pretrained)  # type: ignore[attr-defined]
+
+
+def _load(place: Path, config: str, load: Callable[[Path], Any]) -> Any:
+    """What Hugging Face's `load` reads from a folder, which must hold `config`: without it, defaults would be taken."""
+    if not library.read_json(place / config):
+        raise CheckpointError(f"{place / config} is damaged, it is empty")
+    try:
+        return load(place)
+    except ImportError:  # an optional package is not installed
+        raise
+    except Exception as error:  # the tokenizers library raises no class of its own
+        raise CheckpointError(f"{place} is damaged or incomplete: {error}") from error
 
 
 def _add_special_tokens(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> None:
