@@ -186,8 +186,12 @@ def test_encoder_nobody_thought_of() -> None:
         lambda inputs, outputs: [[5] * len(sample) for sample in inputs["images"]],
         lambda inputs, outputs: torch.full((3,), 5),
         lambda inputs, outputs: np.int64(5),
+        lambda inputs, outputs: [torch.tensor(5)] * 3,
+        lambda inputs, outputs: [np.array(5), torch.tensor(5), 5],
+        lambda inputs, outputs: [[torch.tensor(5)], (np.int32(5), torch.tensor(5))],
+        lambda inputs, outputs: [torch.tensor([5]), torch.tensor([5, 5])],
     ],
-    ids=["int", "per-input", "per-sample", "tensor", "numpy-int"],
+    ids=["int", "per-input", "per-sample", "tensor", "numpy-int", "scalars", "mixed", "nested-scalars", "tensors"],
 )
 def test_counting_function_of_the_caller(function: object) -> None:
     model = parts.vision_model()
@@ -196,7 +200,9 @@ def test_counting_function_of_the_caller(function: object) -> None:
     assert (batch["input_ids"] == VISION).sum(-1).tolist() == [5, 10]
 
 
-@pytest.mark.parametrize("counts", [[5], [5, 5.0, 5], "five", [[5, 5], [5]], -1, True, None])
+@pytest.mark.parametrize(
+    "counts", [[5], [5, 5.0, 5], "five", [[5, 5], [5]], -1, True, None, [torch.tensor(5.0)] * 3, torch.tensor(True)]
+)
 def test_counting_function_that_miscounts(counts: object) -> None:
     model = parts.vision_model()
     processor = MultimodalProcessor(

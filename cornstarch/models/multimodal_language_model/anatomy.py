@@ -243,7 +243,8 @@ def padded_feature_counts(encoder: nn.Module, inputs: Mapping[str, Any]) -> list
     if lengths_of is None or not isinstance(mask, Tensor) or mask.dim() != 2:
         return None
     lengths = lengths_of(mask.sum(-1))
-    return [int(length) for length in (lengths[-1] if isinstance(lengths, tuple) else lengths).tolist()]
+    # Formulas of convolutions go below zero for inputs that are shorter than a kernel.
+    return [max(0, int(length)) for length in (lengths[-1] if isinstance(lengths, tuple) else lengths).tolist()]
 
 
 # --- language models --------------------------------------------------------------------------------------------------

@@ -397,12 +397,10 @@ def _keywords(processor: Any) -> set[str]:
 
 def _as_counts(key: str, counts: Any, inputs: Media) -> list[int]:
     """What a counting function returned, as one count per input."""
-    number = len(inputs.items)
-    if isinstance(counts, np.ndarray | Tensor):
-        counts = counts.tolist()
+    number, counts = len(inputs.items), _without_tensors(counts)
     if _is_count(counts):
         return [int(counts)] * number
-    if isinstance(counts, Sequence) and counts and all(isinstance(c, Sequence | np.ndarray | Tensor) for c in counts):
+    if isinstance(counts, Sequence) and counts and all(isinstance(c, list | tuple) for c in counts):
         if inputs.per_sample is not None and [len(c) for c in counts] != inputs.per_sample:
             raise ArgumentError(
                 f"num_feature_calculation_funcs[{key!r}] counted {[len(c) for c in counts]} inputs per sample, "
@@ -417,9 +415,13 @@ def _as_counts(key: str, counts: Any, inputs: Media) -> list[int]:
     return [int(count) for count in counts]
 
 
+def _without_tensors(value: Any) -> Any:
+    if isinstance(value, np.ndarray | Tensor):
+        return value.tolist()
+    return [_without_tensors(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def _is_count(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.numel() == 1 and not value.is_floating_point()
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 0)
 
 
