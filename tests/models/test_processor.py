@@ -1,17 +1,21 @@
 """The processor: text and media to what the model takes."""
 
+import base64
 import copy
 import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections import UserDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+import transformers
+from PIL import ExifTags, Image, ImageOps
 from torch import nn
 from transformers import BatchFeature, SiglipVisionConfig, SiglipVisionModel
 
@@ -26,6 +30,7 @@ from cornstarch import (
     MultimodalProjector,
     UnknownArgumentError,
 )
+from cornstarch.models.multimodal_language_model import media
 from tests import parts
 
 VISION = 259  # the first id after the tokenizer's own
@@ -334,6 +339,63 @@ def test_padding_options() -> None:
     assert fixed["attention_mask"][:, 0].tolist() == [0, 0]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_length": 5},
+        {"max_length": 5, "padding": True},
+        {"max_length": 5, "padding": "max_length"},
+        {"max_length": 5, "padding": "do_not_pad"},
+        {"max_length": 5, "truncation": False},
+        {"max_length": 5, "truncation": "do_not_truncate"},
+        {"max_length": 8, "truncation": True, "padding": True, "pad_to_multiple_of": 4},
+        {"max_length": 5, "truncation": True, "padding": True, "pad_to_multiple_of": 4},
+        {"max_length": 5, "truncation": True, "padding": "max_length", "pad_to_multiple_of": 4},
+        {"max_length": 5, "truncation": True, "pad_to_multiple_of": 4},
+        {"truncation": True, "padding": True, "pad_to_multiple_of": 4},
+        {"max_length": 20, "padding": True, "pad_to_multiple_of": 16},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:.*max_length:UserWarning")
+def test_lengths_are_those_of_the_tokenizer(options: dict) -> None:
+    """Without marks: ids equal the tokenizer's own, or both refuse, whichever of its options are given."""
+    _, processor = parts.vision_pair(model_max_length=6)
+    text = ["abcdefgh", "ab"]
+    try:
+        expected = processor.llm_tokenizer(text, **options)
+    except ValueError:
+        with pytest.raises(ArgumentError, match="pad_to_multiple_of"):
+            processor(llm_inputs={"text": text, **options})
+    else:
+        found = processor(llm_inputs={"text": text, **options})
+        assert found["input_ids"] == expected["input_ids"]
+        assert found["attention_mask"] == expected["attention_mask"]
+
+
+def test_max_length_that_is_ignored_warns() -> None:
+    _, processor = parts.vision_pair()
+    with pytest.warns(UserWarning, match="max_length is ignored"):
+        processor(llm_inputs={"text": "abc", "max_length": 2, "padding": True})
+
+
+def test_no_word_of_long_texts_that_are_cut(caplog: pytest.LogCaptureFixture) -> None:
+    """With truncation Hugging Face says nothing of indexing errors; without, it does."""
+    logger = transformers.logging.get_logger("transformers")
+    _, processor = parts.vision_pair(model_max_length=4)
+    logger.addHandler(caplog.handler)
+    level = logger.level
+    try:
+        logger.setLevel("WARNING")
+        processor(llm_inputs={"text": "abcdefgh", "truncation": True})
+        assert "indexing errors" not in caplog.text
+        processor(llm_inputs={"text": "abcdefgh"})
+        assert "indexing errors" in caplog.text
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(caplog.handler)
+
+
 # --- arguments --------------------------------------------------------------------------------------------------------
 
 
@@ -374,6 +436,11 @@ def test_shared_keywords_go_to_whoever_takes_them() -> None:
             {"llm_inputs": {"text": "a"}, "encoder_inputs": {"vision": {"images": [parts.image(), [parts.image()]]}}},
             "nested|side",
         ),
+        ({"llm_inputs": {"text": "a"}, "encoder_inputs": [parts.image()]}, "encoder_inputs must be a dict.*found list"),
+        ({"llm_inputs": {"text": "a", "max_length": "2"}}, "max_length .*'2'"),
+        ({"llm_inputs": {"text": "a", "max_length": 2.0, "truncation": True}}, r"max_length .*2\.0"),
+        ({"llm_inputs": {"text": "a", "max_length": 0, "truncation": True}}, "max_length .*0"),
+        ({"llm_inputs": {"text": "a", "padding": True, "pad_to_multiple_of": "4"}}, "pad_to_multiple_of .*'4'"),
     ],
 )
 def test_arguments_that_cannot_be_used(arguments: dict, message: str) -> None:
@@ -398,6 +465,115 @@ def test_unreadable_images_are_named(tmp_path: Path) -> None:
         call(processor, [Image.open(short)], ["<vision>"])
     with pytest.raises(MediaError, match="image 0 is a int"):
         call(processor, [3], ["<vision>"])
+
+
+def pixels(processor: MultimodalProcessor, picture: object) -> torch.Tensor:
+    return call(processor, [picture], ["<vision>"])["pixel_values"][0]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_upright(tmp_path: Path, mode: str, orientation: int) -> None:
+    """However a picture is given, it is that of Pillow's own `exif_transpose`; the caller's image is as it was."""
+    _, processor = parts.vision_pair()
+    exif, path = Image.Exif(), tmp_path / "turned.png"
+    exif[ExifTags.Base.Orientation] = orientation
+    parts.image(20, 28).convert(mode).save(path, exif=exif)
+    opened = Image.open(path)
+    expected = pixels(processor, np.asarray(ImageOps.exif_transpose(opened).convert("RGB")))
+    encoded = base64.b64encode(path.read_bytes()).decode()
+    for given in (path, str(path), path.read_bytes(), encoded, f"data:image/png;base64,{encoded}", opened):
+        assert torch.equal(pixels(processor, given), expected)
+    assert opened.size == (20, 28)
+    assert opened.getexif()[ExifTags.Base.Orientation] == orientation
+
+
+def ramp(dtype: type, top: float) -> np.ndarray:
+    """Brightness from black to white in `dtype`, white being `top`; (24, 20)."""
+    return (np.linspace(0, 255, 24 * 20).round().reshape(24, 20) * (top / 255)).astype(dtype)
+
+
+DEEP = {
+    "I;16": Image.fromarray(ramp(np.uint16, 65535)),
+    "I;16B": Image.fromarray(ramp(np.uint16, 65535)).convert("I").convert("I;16B"),
+    "I": Image.fromarray(ramp(np.int32, 65535)),
+    "I-8-bit": Image.fromarray(ramp(np.int32, 255)),
+    "F-1": Image.fromarray(ramp(np.float32, 1)),
+    "F-255": Image.fromarray(ramp(np.float32, 255)),
+    "F-65535": Image.fromarray(ramp(np.float32, 65535)),
+    "uint16-array": ramp(np.uint16, 65535),
+    "uint16-channels": np.stack([ramp(np.uint16, 65535)] * 3, axis=-1),
+    "uint16-tensor": torch.from_numpy(ramp(np.uint16, 65535)),
+    "uint8-array": ramp(np.uint8, 255),
+    "uint8-tensor": torch.from_numpy(ramp(np.uint8, 255)),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_brightness_of_16_bits_and_more(name: str) -> None:
+    """As the same picture in 8 bits; greyscale arrays as greyscale images."""
+    _, processor = parts.vision_pair()
+    assert torch.equal(pixels(processor, DEEP[name]), pixels(processor, Image.fromarray(ramp(np.uint8, 255))))
+
+
+def test_16_bits_from_a_file(tmp_path: Path) -> None:
+    _, processor = parts.vision_pair()
+    DEEP["I;16"].save(tmp_path / "deep.png")
+    assert Image.open(tmp_path / "deep.png").mode.startswith("I")
+    expected = pixels(processor, Image.fromarray(ramp(np.uint8, 255)))
+    assert torch.equal(pixels(processor, tmp_path / "deep.png"), expected)
+    assert torch.equal(pixels(processor, (tmp_path / "deep.png").read_bytes()), expected)
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "P", "RGBA", "LA", "1", "YCbCr", "HSV"])
+def test_other_modes_are_converted_as_pillow_does(mode: str) -> None:
+    _, processor = parts.vision_pair()
+    picture = parts.image().convert(mode)
+    assert torch.equal(pixels(processor, picture), pixels(processor, picture.convert("RGB")))
+    assert picture.mode == mode
+
+
+@pytest.mark.parametrize(
+    "convert", [lambda t: t.bfloat16(), lambda t: t.half(), lambda t: t.requires_grad_(), lambda t: t.numpy()]
+)
+def test_tensors_of_any_dtype(convert: Callable[[torch.Tensor], object]) -> None:
+    """The pixels of the plain tensor, to the precision of the dtype; a sound likewise."""
+    _, processor = parts.vision_pair()
+    plain = torch.from_numpy(np.asarray(parts.image())).permute(2, 0, 1) / 255
+    found = pixels(processor, convert(plain.clone()))
+    torch.testing.assert_close(found, pixels(processor, plain), rtol=0, atol=0.05)
+    sound = media._as_sound("audio", 0, convert(torch.linspace(-1, 1, 9)))
+    np.testing.assert_allclose(sound, np.linspace(-1, 1, 9), atol=0.01)
+
+
+@pytest.mark.parametrize(
+    "array, message",
+    [
+        (np.zeros((0, 0, 3), np.uint8), r"shape is \(0, 0, 3\)"),
+        (torch.zeros(3, 0, 4), r"shape is \(3, 0, 4\)"),
+        (np.zeros(7, np.uint8), r"shape is \(7,\)"),
+        (np.array([["a"]]), "dtype <U1"),
+        (np.zeros((4, 4, 3), complex), "dtype complex128"),
+        (Image.fromarray(np.full((4, 4), 1e6, np.float32)), r"from 1000000\.0 to"),
+        (Image.fromarray(np.full((4, 4), -5, np.int32)), "from -5 to"),
+        (Image.fromarray(np.full((4, 4), np.nan, np.float32)), "from nan to"),
+    ],
+)
+def test_arrays_that_are_no_image(array: object, message: str) -> None:
+    """Named by modality and place, by their shape or dtype and not by their contents."""
+    _, processor = parts.vision_pair()
+    with pytest.raises(MediaError, match=f"'vision': image 1 .*{message}") as caught:
+        call(processor, [parts.image(), array], ["<vision><vision>"])
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize("wrap", [BatchFeature, MappingProxyType, UserDict])
+def test_any_mapping_will_do(wrap: Callable[[dict], Mapping]) -> None:
+    _, processor = parts.vision_pair()
+    given, text = {"images": images(1)}, {"text": "<vision>"}
+    found = processor(wrap({"vision": wrap(given)}), wrap(text), return_tensors="pt")
+    expected = processor({"vision": given}, text, return_tensors="pt")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_two_encoders_with_inputs_of_one_name() -> None:
@@ -445,6 +621,21 @@ def test_chat_template_with_typed_content() -> None:
     assert content[0] == {"type": "image"}
     with pytest.raises(ArgumentError, match="'smell'"):
         processor.apply_chat_template([{"role": "user", "content": [{"type": "smell"}]}])
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (["What?"], "found str"),
+        ([{"type": "text"}], "needs its `text`"),
+        ([{"type": "text", "text": 3}], "needs its `text`"),
+        ({"type": "text", "text": "What?"}, "found str"),
+    ],
+)
+def test_typed_content_that_is_none(content: object, message: str) -> None:
+    _, processor = parts.vision_pair()
+    with pytest.raises(ArgumentError, match=message):
+        processor.apply_chat_template([{"role": "user", "content": content}])
 
 
 def test_decoding() -> None:

@@ -98,8 +98,12 @@ class MultimodalProcessor:
 
         Args:
             encoder_inputs: modality key to its processor's arguments (`{"images": [...]}`). Media as a flat list (the
-                i-th mark over the batch is the i-th input) or nested, one list per sample.
-            llm_inputs: the tokenizer's arguments, with `text` a string or a list of them.
+                i-th mark over the batch is the i-th input) or nested, one list per sample. Images are taken as a
+                person would see them: turned upright (EXIF), arrays of two axes as greyscale, brightness of 16 bits
+                scaled to 8 (whole numbers of 32 bits: from the range to 255 if all fit in it, else 65535; floats of
+                PIL's mode F: 1, 255 or 65535).
+            llm_inputs: the tokenizer's arguments, with `text` a string or a list of them. As in Hugging Face's,
+                `max_length` without `padding` truncates.
             return_tensors: `"pt"`, `"np"`, or None for lists.
             **kwargs: go to whichever processor, or the tokenizer, takes them.
 
@@ -144,6 +148,11 @@ class MultimodalProcessor:
     def _read_media(
         self, encoder_inputs: Mapping[str, Mapping[str, Any] | None], shared: Mapping[str, dict[str, Any]]
     ) -> dict[str, Media]:
+        if not isinstance(encoder_inputs, Mapping):
+            raise ArgumentError(
+                "encoder_inputs must be a dict such as {'vision': {'images': [...]}}, found "
+                f"{type(encoder_inputs).__name__}"
+            )
         unknown = [key for key in encoder_inputs if key not in self.encoder_processors]
         if unknown:
             raise ArgumentError(
@@ -464,7 +473,13 @@ def _with_marks(entry: Any, marks: Mapping[str, str]) -> Any:
         return entry
     written = []
     for part in entry["content"]:
+        if not isinstance(part, Mapping):
+            raise ArgumentError(
+                f"content is a list of parts such as {{'type': 'text', 'text': ...}}, found {type(part).__name__} in it"
+            )
         if part.get("type") == "text":
+            if not isinstance(part.get("text"), str):
+                raise ArgumentError(f"a part of type 'text' needs its `text`, a string; found {sorted(part)}")
             written.append(part["text"])
         elif part.get("type") in marks:
             written.append(marks[part["type"]])
