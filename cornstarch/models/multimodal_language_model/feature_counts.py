@@ -138,7 +138,7 @@ def _check_length(module: nn.Module, inputs: Inputs, counts: list[int]) -> None:
 
 def _has_replaced_layers(module: nn.Module) -> bool:
     """Whether classes stand in a Hugging Face module that its own code would not put there."""
-    libraries = ("transformers.", "torch.", "peft.")
+    libraries = ("transformers.", "torch.", "peft.", "bitsandbytes.")
     return any(
         not type(inner).__module__.startswith(libraries)
         or (isinstance(inner, nn.ModuleList) and len({type(layer).__module__ for layer in inner}) > 1)
