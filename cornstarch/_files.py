@@ -9,14 +9,21 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar
+
+from cornstarch.errors import CheckpointError, CornstarchError
 
 try:
     import fcntl
 except ImportError:  # not on every system
     fcntl = None  # type: ignore[assignment]
+
+Read = TypeVar("Read")
+_MOST_READS = 20  # of a folder that is saved into all the while
+_DAMAGE = (AttributeError, IndexError, KeyError, TypeError)  # from reading a description that is not as it was written
 
 
 def _committed(directory: Path, kind: str) -> Path:
@@ -40,6 +47,48 @@ def current(directory: Path, kind: str) -> Path:
     """The folder from which the files of `kind` are to be read."""
     committed = _committed(directory, kind)
     return committed if committed.is_dir() else directory
+
+
+def read(directory: Path, kind: str, main: str, reader: Callable[[Path], Read]) -> Read:
+    """Read a set of files while it may be replaced: what was read meanwhile may be of two sets, and is read again.
+
+    Args:
+        directory: where the files belong.
+        kind: which set.
+        main: a file that every set of this kind has.
+        reader: reads the set from the folder it is given.
+
+    Returns:
+        What the reader returned for a folder in which nothing changed.
+
+    Raises:
+        CheckpointError: if the set is damaged, or was replaced again and again.
+        Exception: what the reader raised otherwise.
+    """
+    for _ in range(_MOST_READS):
+        before = _generation(directory, kind, main)
+        try:
+            result = reader(before[0])
+        except Exception as error:
+            if _generation(directory, kind, main) != before:
+                continue
+            if isinstance(error, _DAMAGE) and not isinstance(error, CornstarchError):
+                raise CheckpointError(f"{before[0]} is damaged, or of another version: {error!r}") from error
+            raise
+        else:
+            if _generation(directory, kind, main) == before:
+                return result
+    raise CheckpointError(f"{directory} was saved into again and again while it was read")
+
+
+def _generation(directory: Path, kind: str, main: str) -> tuple[Path, Any]:
+    """Where the files of a set are, and something that changes when they are replaced."""
+    folder = current(directory, kind)
+    try:
+        status = (folder / main).stat()
+    except OSError:
+        return folder, None
+    return folder, (status.st_ino, status.st_mtime_ns)
 
 
 @contextmanager

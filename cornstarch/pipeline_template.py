@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from cornstarch.errors import ArgumentError
-from cornstarch.models.multimodal_language_model import ModalEncoderModule, anatomy, freezing
+from cornstarch.models.multimodal_language_model import ModalEncoderModule, freezing, pieces
 
 _NUMBERED = re.compile(r"\.\d+$")
 
@@ -49,12 +49,22 @@ class PipelineTemplate:
         Returns:
             The names; modules without weights of their own belong to no stage.
         """
-        if not isinstance(model, ModalEncoderModule):
-            return list(anatomy.execution_order(freezing.unwrap(model)))
-        names = [f"module.{name}" for name in anatomy.execution_order(freezing.unwrap(model.module))]
-        if model.projector is not None:
-            names += [f"projector.{name}" for name in anatomy.execution_order(model.projector)]
-        return names
+        return list(_pieces(model))
+
+    @staticmethod
+    def get_owners(model: nn.Module) -> dict[str, str]:
+        """Which module of `get_modules` owns each parameter of a model, so that each belongs to one stage.
+
+        A parameter that lies beside the modules a model is cut between (a class embedding) belongs to the one that
+        runs before it is used, or to the first.
+
+        Args:
+            model: as for `get_modules`.
+
+        Returns:
+            Names of parameters (under PEFT, of the model inside) to names of modules; a tied weight under each name.
+        """
+        return {parameter: name for name, parameters in _pieces(model).items() for parameter in parameters}
 
     @staticmethod
     def get_model_name(model: nn.Module) -> str:
@@ -122,3 +132,16 @@ class PipelineTemplate:
 
     def __repr__(self) -> str:
         return f"PipelineTemplate({self._model_name!r}, {self.modules_per_stage!r})"
+
+
+def _pieces(model: nn.Module) -> dict[str, list[str]]:
+    """The modules a model can be cut between, in the order in which they run, and the parameters of each."""
+    if not isinstance(model, ModalEncoderModule):
+        return pieces.pieces(freezing.unwrap(model))
+    parts = {"module": freezing.unwrap(model.module), "projector": model.projector}
+    return {
+        f"{place}.{name}".removesuffix("."): [f"{place}.{parameter}" for parameter in parameters]
+        for place, part in parts.items()
+        if part is not None
+        for name, parameters in pieces.pieces(part).items()
+    }

@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cornstarch import _files
+from cornstarch import CheckpointError, UnknownArgumentError, _files
 
 
 def write(folder: Path, generation: str, names: tuple[str, ...] = ("a.txt", "deep/b.txt")) -> None:
@@ -95,3 +96,60 @@ def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     write(tmp_path, "one")
     write(tmp_path, "two")
     assert read(tmp_path) == {"a.txt": "two", "deep/b.txt": "two"}
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def both(folder: Path, between: Callable[[], None]) -> list[str]:
+    first = (folder / "a.txt").read_text()
+    between()
+    return [first, (folder / "deep" / "b.txt").read_text()]
+
+
+def test_a_reader_whose_files_were_replaced_reads_again(tmp_path: Path) -> None:
+    """Twice in the middle of a read, and once a file was missed while they were: the last set, whole."""
+    write(tmp_path, "one")
+    saves = iter(["two", "three"])
+    reads = []
+
+    def replace() -> None:
+        for generation in saves:
+            reads.append(generation)
+            write(tmp_path, generation)
+            if generation == "two":
+                raise KeyError("a file that was not there")
+            return
+
+    assert _files.read(tmp_path, "set", "a.txt", lambda folder: both(folder, replace)) == ["three", "three"]
+    assert reads == ["two", "three"]
+
+
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        (KeyError("format"), CheckpointError),
+        (TypeError("list"), CheckpointError),
+        (UnknownArgumentError("x"), UnknownArgumentError),
+        (FileNotFoundError("a.txt"), FileNotFoundError),
+        (ValueError("x"), ValueError),
+    ],
+)
+def test_what_a_reader_raises_of_files_that_stayed(tmp_path: Path, error: Exception, expected: type) -> None:
+    """Damage where a description was not as expected; anything else as it is."""
+    write(tmp_path, "one")
+    calls = []
+
+    def fail(folder: Path) -> None:
+        calls.append(folder)
+        raise error
+
+    with pytest.raises(expected):
+        _files.read(tmp_path, "set", "a.txt", fail)
+    assert calls == [tmp_path]
+
+
+def test_files_that_never_stay(tmp_path: Path) -> None:
+    write(tmp_path, "one")
+    with pytest.raises(CheckpointError, match="again and again"):
+        _files.read(tmp_path, "set", "a.txt", lambda folder: both(folder, lambda: write(tmp_path, "more")))

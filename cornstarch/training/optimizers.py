@@ -9,11 +9,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from cornstarch.errors import ArgumentError, TrainingError
-from cornstarch.models.multimodal_language_model import MultimodalModel, anatomy, freezing
+from cornstarch.models.multimodal_language_model import MultimodalModel, freezing, pieces
 from cornstarch.training.config import OptimizerConfig, TrainsConfig
 from cornstarch.training.selection import parameters_of
 
-_NUMBER = re.compile(r"\.\d+$")
+_NUMBERED = re.compile(r"\.\d+$")
 
 
 def parameter_groups(
@@ -39,7 +39,7 @@ def parameter_groups(
         ArgumentError: for a pattern that matches nothing that trains.
     """
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
-    depths = {part: _Depths(modules[0]) for part, modules in model.parts.items()}
+    behind = {part: _layers_behind(modules[0]) for part, modules in model.parts.items() if modules}
     unused = {(part, n) for part, choice in (trains or {}).items() for n in range(len(choice.groups))}
     for part, name, parameter in parameters_of(model):
         if not parameter.requires_grad:
@@ -49,7 +49,7 @@ def parameter_groups(
         own = choice.groups[number] if number is not None else None
         unused.discard((part, number if number is not None else -1))
         rate = _first(own and own.learning_rate, choice.learning_rate, config.learning_rate)
-        rate *= choice.layer_decay ** depths[part].behind(name)
+        rate *= choice.layer_decay ** behind[part].get(name, 0)
         plain = 0.0 if parameter.dim() < 2 else _first(choice.weight_decay, config.weight_decay)
         settings = (
             part,
@@ -100,24 +100,12 @@ def _first(*values: Any) -> Any:
     return next(value for value in values if value is not None)
 
 
-class _Depths:
+def _layers_behind(part: nn.Module) -> dict[str, int]:
     """How many layers of a part run behind each of its parameters."""
-
-    def __init__(self, part: nn.Module) -> None:
-        base = freezing.unwrap(part)
-        layers = anatomy.layers(base)
-        number = {id(p): index for index, layer in enumerate(layers) for p in layer.parameters()}
-        pieces = list(anatomy.execution_order(base))
-        first = next((place for place, piece in enumerate(pieces) if _NUMBER.search(piece)), len(pieces))
-        self._behind: dict[str, int] = {}
-        early = tuple(f"{piece}." for piece in pieces[:first])
-        inside = {id(parameter): name for name, parameter in base.named_parameters()}
-        for name, parameter in part.named_parameters():
-            if id(parameter) in number:
-                self._behind[name] = len(layers) - 1 - number[id(parameter)]
-            else:
-                before = f"{inside.get(id(parameter), name)}.".startswith(early) if early else False
-                self._behind[name] = len(layers) if before else 0
-
-    def behind(self, name: str) -> int:
-        return self._behind.get(name, 0)
+    base = freezing.unwrap(part)
+    owners = pieces.pieces(base)
+    numbered = [bool(_NUMBERED.search(piece)) for piece in owners]
+    places = {name: place for place, names in enumerate(owners.values()) for name in names}
+    by_identity = {id(parameter): places.get(name) for name, parameter in base.named_parameters()}
+    found = {name: by_identity.get(id(parameter)) for name, parameter in part.named_parameters()}
+    return {name: sum(numbered[place + 1 :]) if place is not None else 0 for name, place in found.items()}

@@ -18,10 +18,19 @@ from transformers import (
     SiglipVisionModel,
     ViTConfig,
     ViTModel,
+    Wav2Vec2FeatureExtractor,
 )
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 
-from cornstarch import ArgumentError, ModalEncoderModule, MultimodalModel, MultimodalProcessor
+from cornstarch import (
+    ArgumentError,
+    MediaError,
+    ModalEncoderModule,
+    MultimodalModel,
+    MultimodalProcessor,
+    MultimodalProjector,
+    MultimodalProjectorConfig,
+)
 from cornstarch.models.multimodal_language_model import feature_counts
 from tests import parts
 
@@ -142,6 +151,130 @@ def test_a_replaced_projector_is_asked_anew() -> None:
     inputs = inputs_of("clip", 1)
     assert counter.count(encoder, inputs, 1, lambda index: {}) == [2]
     encoder.postprocess_projector_callback = lambda inputs, output: output[:, :3]
+    assert counter.count(encoder, inputs, 1, lambda index: {}) == [3]
+
+
+def positions(encoder: ModalEncoderModule, processor: object, **given: object) -> tuple[list[int], list[int]]:
+    """Positions of each input by the processor, and features of each that the module yields for the same batch."""
+    model = MultimodalModel({"x": encoder}, parts.llama()).eval()
+    made = MultimodalProcessor({"x": processor}, parts.tokenizer(), model)
+    number = len(next(iter(given.values())))
+    text = {"text": ["a<x>"] * number, "padding": True}
+    batch = made({"x": given}, text, return_tensors="pt")
+    model(**batch)
+    own = {"x_attention_mask": "attention_mask", "input_values": "input_values", "pixel_values": "pixel_values"}
+    features = encoder(**{name: batch[given] for given, name in own.items() if given in batch})
+    return (batch["input_ids"] == made.token_ids["x"]).sum(-1).tolist(), [len(rows) for rows in features]
+
+
+def speech(lengths: list[int], **options: object) -> dict:
+    return {"raw_speech": [parts.sound(n) for n in lengths], "sampling_rate": 16000, **options}
+
+
+@pytest.mark.parametrize("lengths", [[3, 400], [9, 400], [10, 400], [400, 1], [400, 30]])
+def test_sounds_shorter_than_a_kernel(lengths: list[int]) -> None:
+    """No position, in processor and module; the longer sound has what it has alone."""
+    extractor = Wav2Vec2FeatureExtractor(return_attention_mask=True)
+    found, yielded = positions(ModalEncoderModule(parts.wav2vec2()), extractor, **speech(lengths, padding=True))
+    alone, _ = positions(ModalEncoderModule(parts.wav2vec2()), extractor, **speech([400], padding=True))
+    assert found == yielded
+    assert [count for length, count in zip(lengths, found, strict=True) if length == 400] == alone
+    assert all(count == 0 for length, count in zip(lengths, found, strict=True) if length < 20)
+
+
+def test_sounds_of_which_none_is_long_enough() -> None:
+    """The module could not run on them; padded far enough it can, and yields nothing."""
+    extractor = Wav2Vec2FeatureExtractor(return_attention_mask=True)
+    with pytest.raises(MediaError, match="length 3 are too short for Wav2Vec2Model"):
+        positions(ModalEncoderModule(parts.wav2vec2()), extractor, **speech([3, 2], padding=True))
+    padded = speech([3, 2], padding="max_length", max_length=100)
+    assert positions(ModalEncoderModule(parts.wav2vec2()), extractor, **padded) == ([0, 0], [0, 0])
+
+
+def test_tiles_of_an_image_count_together() -> None:
+    """LLaVA-NeXT's shape: (images, tiles, 3, H, W), flattened before the encoder; 3 tiles of 5 rows."""
+
+    class Tiling:
+        def __call__(self, images: list, return_tensors: str | None = None) -> dict:
+            return {"pixel_values": torch.randn(len(images), 3, 3, 16, 16)}
+
+    def flatten(inputs: dict) -> dict:
+        return {**inputs, "pixel_values": inputs["pixel_values"].flatten(0, 1)}
+
+    encoder = ModalEncoderModule(parts.clip(), preprocess_callback=flatten)
+    found, yielded = positions(encoder, Tiling(), images=[parts.image(), parts.image()])
+    assert found == [15, 15]
+    assert sum(yielded) == 30
+
+
+class Halve(nn.Module):
+    """A layer of somebody's own in a tower that is known."""
+
+    def forward(self, hidden: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        return hidden[:, ::2]
+
+
+def half_by_hook(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+    return output[:, ::2]
+
+
+def with_own_layer(encoder: ModalEncoderModule) -> None:
+    encoder.module.encoder.layers[1] = Halve()
+
+
+ALTERATIONS: dict[str, Callable[[ModalEncoderModule], object]] = {
+    "layer-hook": lambda encoder: encoder.module.encoder.layers[0].register_forward_hook(half_by_hook),
+    "layer-pre-hook": lambda encoder: encoder.module.encoder.layers[0].register_forward_pre_hook(
+        lambda module, inputs: (inputs[0][:, ::2], *inputs[1:])
+    ),
+    "projector-hook": lambda encoder: encoder.projector.projection.register_forward_hook(half_by_hook),
+    "own-layer": with_own_layer,
+}
+
+
+@pytest.mark.parametrize("name", ALTERATIONS)
+def test_what_was_put_inside_is_counted(name: str) -> None:
+    """Hooks and layers that change the number of rows: 3 of 5, as the module yields."""
+    config = MultimodalProjectorConfig({"hidden_size": 16}, {"hidden_size": 24})
+    encoder = ModalEncoderModule(parts.clip(), MultimodalProjector(config))
+    ALTERATIONS[name](encoder)
+    assert positions(encoder, parts.clip_processor(), images=[parts.image()]) == ([3], [3])
+
+
+class Ratio:
+    def __init__(self) -> None:
+        self.ratio = 1
+
+    def __call__(self, inputs: dict, output: torch.Tensor) -> torch.Tensor:
+        return output[:, :: self.ratio]
+
+    def method(self, inputs: dict, output: torch.Tensor) -> torch.Tensor:
+        return self(inputs, output)
+
+
+class RatioModule(nn.Module):
+    ratio = 1
+
+    def forward(self, *given: object) -> torch.Tensor:
+        return given[-1][:, :: self.ratio]
+
+
+@pytest.mark.parametrize("kind", ["object", "method", "module", "closure", "projector"])
+def test_counts_follow_what_is_changed_in_place(kind: str) -> None:
+    """An attribute of a callback or projector, or a variable that a function encloses, changed between two calls."""
+    owner = RatioModule() if kind in ("module", "projector") else Ratio()
+    ratio = 1
+
+    def closure(inputs: dict, output: torch.Tensor) -> torch.Tensor:
+        return output[:, ::ratio]
+
+    callback = {"method": getattr(owner, "method", None), "closure": closure, "projector": None}.get(kind, owner)
+    projector = nn.Sequential(nn.Linear(16, 24), owner) if kind == "projector" else nn.Linear(16, 24)
+    encoder = ModalEncoderModule(parts.clip(), projector, postprocess_projector_callback=callback)
+    counter = feature_counts.FeatureCounter()
+    inputs = inputs_of("clip", 1)
+    assert counter.count(encoder, inputs, 1, lambda index: {}) == [5]
+    owner.ratio = ratio = 2
     assert counter.count(encoder, inputs, 1, lambda index: {}) == [3]
 
 

@@ -1,19 +1,26 @@
 """The processor: text and media to what the model takes."""
 
+import base64
 import copy
+import json
 import subprocess
 import sys
+from collections import UserDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+import transformers
+from PIL import ExifTags, Image, ImageOps
 from torch import nn
-from transformers import BatchFeature, SiglipVisionConfig, SiglipVisionModel
+from transformers import AutoTokenizer, BatchFeature, SiglipVisionConfig, SiglipVisionModel
 
 from cornstarch import (
     ArgumentError,
+    CheckpointError,
     MediaError,
     ModalEncoderModule,
     ModalityMismatchError,
@@ -22,6 +29,7 @@ from cornstarch import (
     MultimodalProjector,
     UnknownArgumentError,
 )
+from cornstarch.models.multimodal_language_model import media
 from tests import parts
 
 VISION = 259  # the first id after the tokenizer's own
@@ -182,8 +190,12 @@ def test_encoder_nobody_thought_of() -> None:
         lambda inputs, outputs: [[5] * len(sample) for sample in inputs["images"]],
         lambda inputs, outputs: torch.full((3,), 5),
         lambda inputs, outputs: np.int64(5),
+        lambda inputs, outputs: [torch.tensor(5)] * 3,
+        lambda inputs, outputs: [np.array(5), torch.tensor(5), 5],
+        lambda inputs, outputs: [[torch.tensor(5)], (np.int32(5), torch.tensor(5))],
+        lambda inputs, outputs: [torch.tensor([5]), torch.tensor([5, 5])],
     ],
-    ids=["int", "per-input", "per-sample", "tensor", "numpy-int"],
+    ids=["int", "per-input", "per-sample", "tensor", "numpy-int", "scalars", "mixed", "nested-scalars", "tensors"],
 )
 def test_counting_function_of_the_caller(function: object) -> None:
     model = parts.vision_model()
@@ -192,7 +204,9 @@ def test_counting_function_of_the_caller(function: object) -> None:
     assert (batch["input_ids"] == VISION).sum(-1).tolist() == [5, 10]
 
 
-@pytest.mark.parametrize("counts", [[5], [5, 5.0, 5], "five", [[5, 5], [5]], -1, True, None])
+@pytest.mark.parametrize(
+    "counts", [[5], [5, 5.0, 5], "five", [[5, 5], [5]], -1, True, None, [torch.tensor(5.0)] * 3, torch.tensor(True)]
+)
 def test_counting_function_that_miscounts(counts: object) -> None:
     model = parts.vision_model()
     processor = MultimodalProcessor(
@@ -324,6 +338,63 @@ def test_padding_options() -> None:
     assert fixed["attention_mask"][:, 0].tolist() == [0, 0]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_length": 5},
+        {"max_length": 5, "padding": True},
+        {"max_length": 5, "padding": "max_length"},
+        {"max_length": 5, "padding": "do_not_pad"},
+        {"max_length": 5, "truncation": False},
+        {"max_length": 5, "truncation": "do_not_truncate"},
+        {"max_length": 8, "truncation": True, "padding": True, "pad_to_multiple_of": 4},
+        {"max_length": 5, "truncation": True, "padding": True, "pad_to_multiple_of": 4},
+        {"max_length": 5, "truncation": True, "padding": "max_length", "pad_to_multiple_of": 4},
+        {"max_length": 5, "truncation": True, "pad_to_multiple_of": 4},
+        {"truncation": True, "padding": True, "pad_to_multiple_of": 4},
+        {"max_length": 20, "padding": True, "pad_to_multiple_of": 16},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:.*max_length:UserWarning")
+def test_lengths_are_those_of_the_tokenizer(options: dict) -> None:
+    """Without marks: ids equal the tokenizer's own, or both refuse, whichever of its options are given."""
+    _, processor = parts.vision_pair(model_max_length=6)
+    text = ["abcdefgh", "ab"]
+    try:
+        expected = processor.llm_tokenizer(text, **options)
+    except ValueError:
+        with pytest.raises(ArgumentError, match="pad_to_multiple_of"):
+            processor(llm_inputs={"text": text, **options})
+    else:
+        found = processor(llm_inputs={"text": text, **options})
+        assert found["input_ids"] == expected["input_ids"]
+        assert found["attention_mask"] == expected["attention_mask"]
+
+
+def test_max_length_that_is_ignored_warns() -> None:
+    _, processor = parts.vision_pair()
+    with pytest.warns(UserWarning, match="max_length is ignored"):
+        processor(llm_inputs={"text": "abc", "max_length": 2, "padding": True})
+
+
+def test_no_word_of_long_texts_that_are_cut(caplog: pytest.LogCaptureFixture) -> None:
+    """With truncation Hugging Face says nothing of indexing errors; without, it does."""
+    logger = transformers.logging.get_logger("transformers")
+    _, processor = parts.vision_pair(model_max_length=4)
+    logger.addHandler(caplog.handler)
+    level = logger.level
+    try:
+        logger.setLevel("WARNING")
+        processor(llm_inputs={"text": "abcdefgh", "truncation": True})
+        assert "indexing errors" not in caplog.text
+        processor(llm_inputs={"text": "abcdefgh"})
+        assert "indexing errors" in caplog.text
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(caplog.handler)
+
+
 # --- arguments --------------------------------------------------------------------------------------------------------
 
 
@@ -364,6 +435,11 @@ def test_shared_keywords_go_to_whoever_takes_them() -> None:
             {"llm_inputs": {"text": "a"}, "encoder_inputs": {"vision": {"images": [parts.image(), [parts.image()]]}}},
             "nested|side",
         ),
+        ({"llm_inputs": {"text": "a"}, "encoder_inputs": [parts.image()]}, "encoder_inputs must be a dict.*found list"),
+        ({"llm_inputs": {"text": "a", "max_length": "2"}}, "max_length .*'2'"),
+        ({"llm_inputs": {"text": "a", "max_length": 2.0, "truncation": True}}, r"max_length .*2\.0"),
+        ({"llm_inputs": {"text": "a", "max_length": 0, "truncation": True}}, "max_length .*0"),
+        ({"llm_inputs": {"text": "a", "padding": True, "pad_to_multiple_of": "4"}}, "pad_to_multiple_of .*'4'"),
     ],
 )
 def test_arguments_that_cannot_be_used(arguments: dict, message: str) -> None:
@@ -388,6 +464,115 @@ def test_unreadable_images_are_named(tmp_path: Path) -> None:
         call(processor, [Image.open(short)], ["<vision>"])
     with pytest.raises(MediaError, match="image 0 is a int"):
         call(processor, [3], ["<vision>"])
+
+
+def pixels(processor: MultimodalProcessor, picture: object) -> torch.Tensor:
+    return call(processor, [picture], ["<vision>"])["pixel_values"][0]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_upright(tmp_path: Path, mode: str, orientation: int) -> None:
+    """However a picture is given, it is that of Pillow's own `exif_transpose`; the caller's image is as it was."""
+    _, processor = parts.vision_pair()
+    exif, path = Image.Exif(), tmp_path / "turned.png"
+    exif[ExifTags.Base.Orientation] = orientation
+    parts.image(20, 28).convert(mode).save(path, exif=exif)
+    opened = Image.open(path)
+    expected = pixels(processor, np.asarray(ImageOps.exif_transpose(opened).convert("RGB")))
+    encoded = base64.b64encode(path.read_bytes()).decode()
+    for given in (path, str(path), path.read_bytes(), encoded, f"data:image/png;base64,{encoded}", opened):
+        assert torch.equal(pixels(processor, given), expected)
+    assert opened.size == (20, 28)
+    assert opened.getexif()[ExifTags.Base.Orientation] == orientation
+
+
+def ramp(dtype: type, top: float) -> np.ndarray:
+    """Brightness from black to white in `dtype`, white being `top`; (24, 20)."""
+    return (np.linspace(0, 255, 24 * 20).round().reshape(24, 20) * (top / 255)).astype(dtype)
+
+
+DEEP = {
+    "I;16": Image.fromarray(ramp(np.uint16, 65535)),
+    "I;16B": Image.fromarray(ramp(np.uint16, 65535)).convert("I").convert("I;16B"),
+    "I": Image.fromarray(ramp(np.int32, 65535)),
+    "I-8-bit": Image.fromarray(ramp(np.int32, 255)),
+    "F-1": Image.fromarray(ramp(np.float32, 1)),
+    "F-255": Image.fromarray(ramp(np.float32, 255)),
+    "F-65535": Image.fromarray(ramp(np.float32, 65535)),
+    "uint16-array": ramp(np.uint16, 65535),
+    "uint16-channels": np.stack([ramp(np.uint16, 65535)] * 3, axis=-1),
+    "uint16-tensor": torch.from_numpy(ramp(np.uint16, 65535)),
+    "uint8-array": ramp(np.uint8, 255),
+    "uint8-tensor": torch.from_numpy(ramp(np.uint8, 255)),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_brightness_of_16_bits_and_more(name: str) -> None:
+    """As the same picture in 8 bits; greyscale arrays as greyscale images."""
+    _, processor = parts.vision_pair()
+    assert torch.equal(pixels(processor, DEEP[name]), pixels(processor, Image.fromarray(ramp(np.uint8, 255))))
+
+
+def test_16_bits_from_a_file(tmp_path: Path) -> None:
+    _, processor = parts.vision_pair()
+    DEEP["I;16"].save(tmp_path / "deep.png")
+    assert Image.open(tmp_path / "deep.png").mode.startswith("I")
+    expected = pixels(processor, Image.fromarray(ramp(np.uint8, 255)))
+    assert torch.equal(pixels(processor, tmp_path / "deep.png"), expected)
+    assert torch.equal(pixels(processor, (tmp_path / "deep.png").read_bytes()), expected)
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "P", "RGBA", "LA", "1", "YCbCr", "HSV"])
+def test_other_modes_are_converted_as_pillow_does(mode: str) -> None:
+    _, processor = parts.vision_pair()
+    picture = parts.image().convert(mode)
+    assert torch.equal(pixels(processor, picture), pixels(processor, picture.convert("RGB")))
+    assert picture.mode == mode
+
+
+@pytest.mark.parametrize(
+    "convert", [lambda t: t.bfloat16(), lambda t: t.half(), lambda t: t.requires_grad_(), lambda t: t.numpy()]
+)
+def test_tensors_of_any_dtype(convert: Callable[[torch.Tensor], object]) -> None:
+    """The pixels of the plain tensor, to the precision of the dtype; a sound likewise."""
+    _, processor = parts.vision_pair()
+    plain = torch.from_numpy(np.asarray(parts.image())).permute(2, 0, 1) / 255
+    found = pixels(processor, convert(plain.clone()))
+    torch.testing.assert_close(found, pixels(processor, plain), rtol=0, atol=0.05)
+    sound = media._as_sound("audio", 0, convert(torch.linspace(-1, 1, 9)))
+    np.testing.assert_allclose(sound, np.linspace(-1, 1, 9), atol=0.01)
+
+
+@pytest.mark.parametrize(
+    "array, message",
+    [
+        (np.zeros((0, 0, 3), np.uint8), r"shape is \(0, 0, 3\)"),
+        (torch.zeros(3, 0, 4), r"shape is \(3, 0, 4\)"),
+        (np.zeros(7, np.uint8), r"shape is \(7,\)"),
+        (np.array([["a"]]), "dtype <U1"),
+        (np.zeros((4, 4, 3), complex), "dtype complex128"),
+        (Image.fromarray(np.full((4, 4), 1e6, np.float32)), r"from 1000000\.0 to"),
+        (Image.fromarray(np.full((4, 4), -5, np.int32)), "from -5 to"),
+        (Image.fromarray(np.full((4, 4), np.nan, np.float32)), "from nan to"),
+    ],
+)
+def test_arrays_that_are_no_image(array: object, message: str) -> None:
+    """Named by modality and place, by their shape or dtype and not by their contents."""
+    _, processor = parts.vision_pair()
+    with pytest.raises(MediaError, match=f"'vision': image 1 .*{message}") as caught:
+        call(processor, [parts.image(), array], ["<vision><vision>"])
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize("wrap", [BatchFeature, MappingProxyType, UserDict])
+def test_any_mapping_will_do(wrap: Callable[[dict], Mapping]) -> None:
+    _, processor = parts.vision_pair()
+    given, text = {"images": images(1)}, {"text": "<vision>"}
+    found = processor(wrap({"vision": wrap(given)}), wrap(text), return_tensors="pt")
+    expected = processor({"vision": given}, text, return_tensors="pt")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_two_encoders_with_inputs_of_one_name() -> None:
@@ -437,6 +622,21 @@ def test_chat_template_with_typed_content() -> None:
         processor.apply_chat_template([{"role": "user", "content": [{"type": "smell"}]}])
 
 
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (["What?"], "found str"),
+        ([{"type": "text"}], "needs its `text`"),
+        ([{"type": "text", "text": 3}], "needs its `text`"),
+        ({"type": "text", "text": "What?"}, "found str"),
+    ],
+)
+def test_typed_content_that_is_none(content: object, message: str) -> None:
+    _, processor = parts.vision_pair()
+    with pytest.raises(ArgumentError, match=message):
+        processor.apply_chat_template([{"role": "user", "content": content}])
+
+
 def test_decoding() -> None:
     _, processor = parts.vision_pair()
     ids = processor.llm_tokenizer(["ab", "cd"])["input_ids"]
@@ -473,19 +673,78 @@ def test_counting_functions_must_be_given_again(tmp_path: Path) -> None:
     assert MultimodalProcessor.from_pretrained(tmp_path, model, {"vision": function}).num_feature_calculation_funcs
 
 
-@pytest.mark.parametrize("damage", ["missing", "no-json", "no-processor"])
+def _changed(**changes: object) -> Callable[[str], str]:
+    return lambda text: json.dumps({**json.loads(text), **changes})
+
+
+FILE, TOKENIZER = "multimodal_processor.json", "tokenizer/tokenizer.json"
+PREPROCESSOR = "processors/vision/preprocessor_config.json"
+DAMAGE: dict[str, tuple[str, Callable[[str], str | None]]] = {  # a file, and what it becomes; None removes it
+    "missing": (FILE, lambda text: None),
+    "no-json": (FILE, lambda text: "{"),
+    "no-keys": (FILE, lambda text: "{}"),
+    "a-list": (FILE, lambda text: "[]"),
+    "newer": (FILE, _changed(format=9)),
+    "strange-format": (FILE, _changed(format="a")),
+    "no-class": (FILE, _changed(encoder_processors={"vision": 3})),
+    "outside": (FILE, _changed(encoder_processors={"../x": "transformers.CLIPImageProcessor"})),
+    "no-tokens": (FILE, _changed(tokens=None)),
+    "tokenizer-missing": (TOKENIZER, lambda text: None),
+    "tokenizer-no-json": (TOKENIZER, lambda text: "{"),
+    "tokenizer-empty": (TOKENIZER, lambda text: "{}"),
+    "tokenizer-cut": (TOKENIZER, lambda text: text[: len(text) // 2]),
+    "tokenizer-strange": (TOKENIZER, lambda text: json.dumps({**json.loads(text), "model": {"type": "Odd"}})),
+    "tokenizer-config-missing": ("tokenizer/tokenizer_config.json", lambda text: None),
+    "tokenizer-config-empty": ("tokenizer/tokenizer_config.json", lambda text: "{}"),
+    "processor-missing": (PREPROCESSOR, lambda text: None),
+    "processor-no-json": (PREPROCESSOR, lambda text: "{"),
+    "processor-a-list": (PREPROCESSOR, lambda text: "[1]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_save(tmp_path: Path, damage: str) -> None:
-    model, processor = parts.vision_pair()
+    """A CheckpointError, which says where; the model is not touched."""
+    _, processor = parts.vision_pair()
     processor.save_pretrained(tmp_path)
-    file = tmp_path / "multimodal_processor.json"
-    if damage == "missing":
-        file.unlink()
-    elif damage == "no-json":
-        file.write_text("{")
+    name, change = DAMAGE[damage]
+    changed = change((tmp_path / name).read_text())
+    if changed is None:
+        (tmp_path / name).unlink()
     else:
-        (tmp_path / "processors" / "vision" / "preprocessor_config.json").unlink()
-    with pytest.raises(OSError, match=r"json|processors"):
-        MultimodalProcessor.from_pretrained(tmp_path, model)
+        (tmp_path / name).write_text(changed)
+    other = parts.vision_model()
+    with pytest.raises(CheckpointError, match=tmp_path.name):
+        MultimodalProcessor.from_pretrained(tmp_path, other)
+    assert other.modality_token_ids == {}
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_reader_never_gets_two_saves_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """Another processor is saved while the files are read: what is loaded is all of one, mark, tokenizer and pixels."""
+    pair = [
+        MultimodalProcessor(
+            {"vision": parts.clip_processor(size)},
+            parts.tokenizer(model_max_length=size),
+            parts.vision_model(),
+            predefined_tokens={"vision": f"<{size}>"},
+        )
+        for size in (16, 24)
+    ]
+    saves, plain = iter([*pair, *pair][1 : times + 1]), AutoTokenizer.from_pretrained
+
+    def interrupted(*args: object, **kwargs: object) -> object:
+        other = next(saves, None)
+        if other is not None:
+            other.save_pretrained(tmp_path)
+        return plain(*args, **kwargs)
+
+    pair[0].save_pretrained(tmp_path)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", interrupted)
+    loaded = MultimodalProcessor.from_pretrained(tmp_path, parts.vision_model())
+    assert loaded.tokens == {"vision": "<24>"}
+    assert loaded.llm_tokenizer.model_max_length == loaded.encoder_processors["vision"].crop_size["height"] == 24
+    assert len(loaded.llm_tokenizer) == parts.VOCABULARY + 1
 
 
 def test_torchvision_is_not_needed() -> None:

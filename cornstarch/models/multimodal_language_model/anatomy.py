@@ -7,8 +7,7 @@ another ask here, so that supporting a model that differs in a new way is a row 
 import copy
 import functools
 import inspect
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +22,11 @@ from cornstarch.errors import ArgumentError
 # --- widths -----------------------------------------------------------------------------------------------------------
 
 # Where an encoder's config states the width of its output rows, if not under one of the generic names.
-_FEATURE_WIDTH_BY_MODEL_TYPE = {"sam_vision_model": "output_channels", "sam_hq_vision_model": "output_channels"}
+_FEATURE_WIDTH_BY_MODEL_TYPE = {
+    "sam_vision_model": "output_channels",
+    "sam_hq_vision_model": "output_channels",
+    "mllama_vision_model": "vision_output_dim",
+}
 # Generic names, the most specific first; of a list of widths (hierarchical encoders) the last is the output's.
 _FEATURE_WIDTH_NAMES = ("out_hidden_size", "hidden_size", "d_model", "hidden_sizes", "embed_dim")
 # Where a language model's config states the width of its embedding table (OPT-350m projects it to another).
@@ -246,7 +249,8 @@ def padded_feature_counts(encoder: nn.Module, inputs: Mapping[str, Any]) -> list
     if lengths_of is None or not isinstance(mask, Tensor) or mask.dim() != 2:
         return None
     lengths = lengths_of(mask.sum(-1))
-    return [int(length) for length in (lengths[-1] if isinstance(lengths, tuple) else lengths).tolist()]
+    # Formulas of convolutions go below zero for inputs that are shorter than a kernel.
+    return [max(0, int(length)) for length in (lengths[-1] if isinstance(lengths, tuple) else lengths).tolist()]
 
 
 # --- language models --------------------------------------------------------------------------------------------------
@@ -273,17 +277,14 @@ def why_not_by_embeddings(language_model: nn.Module) -> str | None:
 
 # --- inside -----------------------------------------------------------------------------------------------------------
 
-# Modules that stand before the layers in the file but run after them (OPT and models built like it).
-_RUNS_LAST = re.compile(r"^(final_|post_|project_out|norm_f|ln_f|norm$|layernorm$)")
-
 
 def layers(part: nn.Module) -> list[nn.Module]:
     """The repeated layers of a part in order, as Hugging Face marks them, else the members of its `ModuleList`s."""
-    marked = [module for module in part.modules() if isinstance(module, GradientCheckpointingLayer)]
+    marked = _marked(part)
     if marked:
         nested = {id(inner) for outer in marked for inner in outer.modules() if inner is not outer}
         return [module for module in marked if id(module) not in nested]
-    return [layer for stack in part.modules() if _is_stack(stack) for layer in stack.children()]
+    return [layer for stack in stacks(part) for layer in stack]
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -292,36 +293,36 @@ def is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower() and bool(parameters) and all(p.dim() <= 1 for p in parameters)
 
 
-def execution_order(part: nn.Module) -> Iterator[str]:
-    """Names of the pieces a part can be cut into, in the order in which they run.
+def stacks(part: nn.Module) -> list[nn.ModuleList]:
+    """The lists of layers in a part, in the order in which they stand; lists inside layers (experts) are none.
 
-    A piece is a numbered layer, or a module with weights that stands beside the layers or above them.
+    A layer, of whatever class, is made of modules and multiplies by a matrix. Where no list holds such layers, lists
+    of one class count (stages of convolutions, a plain list of `nn.Linear`).
     """
-    yield from _pieces(part, "")
+    lists = [module for module in part.modules() if isinstance(module, nn.ModuleList) and _members(module)]
+    found = [stack for stack in lists if _holds_layers(stack)] or [
+        stack for stack in lists if len({type(member) for member in stack}) == 1
+    ]
+    nested = {id(inner) for stack in found for inner in stack.modules() if inner is not stack}
+    return [stack for stack in found if id(stack) not in nested]
 
 
-def _pieces(module: nn.Module, prefix: str) -> Iterator[str]:
-    children = [(name, child) for name, child in module.named_children() if any(True for _ in child.parameters())]
-    stacks_above = any(_holds_stack(child) for _, child in children)
-    if stacks_above:
-        last = [pair for pair in children if _RUNS_LAST.match(pair[0]) and not _holds_stack(pair[1])]
-        last.sort(key=lambda pair: pair[0] == "project_out")  # behind the final norm
-        children = [pair for pair in children if pair not in last] + last
-    for name, child in children:
-        if _is_stack(child):
-            yield from (f"{prefix}{name}.{index}" for index in range(len(child)))  # type: ignore[arg-type]
-        elif _holds_stack(child):
-            yield from _pieces(child, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
+def _members(stack: nn.ModuleList) -> list[nn.Module]:
+    return [member for member in stack if any(True for _ in member.parameters())]
 
 
-def _is_stack(module: nn.Module) -> bool:
-    return isinstance(module, nn.ModuleList) and len(module) > 0 and len({type(layer) for layer in module}) == 1
+def _holds_layers(stack: nn.ModuleList) -> bool:
+    return all(
+        any(True for _ in member.children())
+        and any(parameter.dim() == 2 for parameter in member.parameters())
+        and (isinstance(member, GradientCheckpointingLayer) or not _marked(member))  # else the layers are further in
+        for member in _members(stack)
+    )
 
 
-def _holds_stack(module: nn.Module) -> bool:
-    return any(_is_stack(inner) for inner in module.modules())
+def _marked(module: nn.Module) -> list[nn.Module]:
+    """The modules that Hugging Face marks as layers."""
+    return [inner for inner in module.modules() if isinstance(inner, GradientCheckpointingLayer)]
 
 
 def fixed_parameters(module: nn.Module) -> frozenset[str]:

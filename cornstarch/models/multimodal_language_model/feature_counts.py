@@ -7,18 +7,20 @@ only, no work), else once for real.
 import copy
 import hashlib
 from collections.abc import Callable, Mapping
+from types import CellType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cornstarch.errors import ArgumentError
+from cornstarch.errors import ArgumentError, MediaError
 from cornstarch.models.multimodal_language_model import anatomy, freezing, library
 from cornstarch.models.multimodal_language_model.anatomy import Rows
 from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
 
 Inputs = dict[str, Any]
 _MOST_REMEMBERED = 10_000
+_EMPTY = CellType()
 
 
 def _patches(config: Any, pixels: Tensor, extra: int) -> int:
@@ -44,6 +46,7 @@ class FeatureCounter:
     def __init__(self) -> None:
         self._remembered: dict[Any, list[int]] = {}
         self._parts: list[Any] = []
+        self._state: Any = None
 
     def count(
         self, encoder: ModalEncoderModule, inputs: Inputs, number: int, process_one: Callable[[int], Inputs]
@@ -61,12 +64,14 @@ class FeatureCounter:
 
         Raises:
             ArgumentError: if the encoder does not show which features belong to which input.
+            MediaError: if the inputs are too short for the encoder.
         """
         known = _by_arithmetic(encoder, inputs, number)
         if known is not None:
             return known
         if all(value.shape[:1] == (number,) for value in _tensors(inputs).values()):
-            return [self._remember(encoder, _slice(inputs, index, number), 1)[0] for index in range(number)]
+            # One input may become several (tiles) before the encoder: its features are those of all of them.
+            return [sum(self._remember(encoder, _slice(inputs, index, number), 1)) for index in range(number)]
         counts = self._remember(encoder, inputs, number)
         if len(counts) == number:
             return counts
@@ -79,9 +84,10 @@ class FeatureCounter:
         return alone
 
     def _remember(self, encoder: ModalEncoderModule, inputs: Inputs, number: int) -> list[int]:
-        parts = [*encoder.modules(), *_callbacks(encoder)]
-        if len(parts) != len(self._parts) or any(a is not b for a, b in zip(parts, self._parts, strict=True)):
-            self._parts, self._remembered = parts, {}
+        parts, state = [*encoder.modules(), *_callbacks(encoder)], _state_after_encoder(encoder)
+        same = len(parts) == len(self._parts) and all(a is b for a, b in zip(parts, self._parts, strict=True))
+        if not same or state != self._state:
+            self._parts, self._state, self._remembered = parts, state, {}
         by_shape, by_value = (
             tuple((n, identity(v)) for n, v in sorted(inputs.items())) for identity in (_shape, _value)
         )
@@ -103,10 +109,12 @@ def _by_arithmetic(encoder: ModalEncoderModule, inputs: Inputs, number: int) -> 
     module = freezing.unwrap(encoder.module)
     if type(encoder).forward is not ModalEncoderModule.forward or not library.is_found(type(module)):
         return None  # somebody's own class, whatever its config says
-    if any(hooked._forward_hooks for hooked in (encoder, encoder.module, module)):
+    hooked = (encoder, encoder.module, *module.modules(), *encoder.projector.modules())
+    if any(part._forward_hooks or part._forward_pre_hooks for part in hooked) or _has_replaced_layers(module):
         return None
     for known in (anatomy.packed_feature_counts(module, inputs), anatomy.padded_feature_counts(module, inputs)):
         if known is not None and len(known) == number:
+            _check_length(module, inputs, known)
             return known
     main = inputs.get(anatomy.main_input_name(module))
     config = getattr(module, "config", None)
@@ -114,6 +122,28 @@ def _by_arithmetic(encoder: ModalEncoderModule, inputs: Inputs, number: int) -> 
     if rule is None or not isinstance(main, Tensor) or main.shape[0] != number:
         return None
     return [rule(config, main)] * number
+
+
+def _check_length(module: nn.Module, inputs: Inputs, counts: list[int]) -> None:
+    """Refuse what is, padding included, too short for a single feature: the module could not run."""
+    mask = inputs.get("attention_mask")
+    if any(counts) or not isinstance(mask, Tensor):
+        return
+    if not any(anatomy.padded_feature_counts(module, {"attention_mask": torch.ones_like(mask)}) or [1]):
+        raise MediaError(
+            f"inputs of length {mask.shape[-1]} are too short for {type(module).__name__}, which yields no feature for "
+            "them: leave them out, or pad them"
+        )
+
+
+def _has_replaced_layers(module: nn.Module) -> bool:
+    """Whether classes stand in a Hugging Face module that its own code would not put there."""
+    libraries = ("transformers.", "torch.", "peft.", "bitsandbytes.")
+    return any(
+        not type(inner).__module__.startswith(libraries)
+        or (isinstance(inner, nn.ModuleList) and len({type(layer).__module__ for layer in inner}) > 1)
+        for inner in module.modules()
+    )
 
 
 def _ask(encoder: ModalEncoderModule, inputs: Inputs, number: int) -> tuple[list[int], bool]:
@@ -182,6 +212,17 @@ def _callbacks(encoder: ModalEncoderModule) -> list[Any]:
         encoder.postprocess_module_callback,
         encoder.postprocess_projector_callback,
     ]
+
+
+def _state_after_encoder(encoder: ModalEncoderModule) -> Any:
+    """Plain values that the caller may change in place and that a count may depend on (`callback.ratio`)."""
+    owners = [getattr(callback, "__self__", callback) for callback in _callbacks(encoder)]
+    modules = [encoder.projector, *(owner for owner in owners if isinstance(owner, nn.Module))]
+    owners += [inner for module in modules if module is not None for inner in module.modules()]
+    values = [item for owner in owners for item in getattr(owner, "__dict__", {}).items() if item[0] != "training"]
+    for callback in _callbacks(encoder):
+        values += [("", cell.cell_contents) for cell in getattr(callback, "__closure__", None) or () if cell != _EMPTY]
+    return [item for item in values if isinstance(item[1], int | float | str | None)]
 
 
 def _tensors(inputs: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -1,15 +1,17 @@
 """1a. Media as callers give them -> a flat list of inputs, and how many belong to each sample."""
 
+import base64
 import inspect
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+import torch
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from transformers.image_utils import load_image
 
@@ -94,8 +96,8 @@ def read(key: str, processor: Any, given: Any, shared: dict[str, Any]) -> Media:
         MediaError: if an image cannot be read; it is named.
     """
     argument = media_argument(processor)
-    if not isinstance(given, dict) or argument not in given:
-        found = sorted(given) if isinstance(given, dict) else type(given).__name__
+    if not isinstance(given, Mapping) or argument not in given:
+        found = sorted(given) if isinstance(given, Mapping) else type(given).__name__
         raise ArgumentError(f"encoder_inputs[{key!r}] must be a dict such as {{{argument!r}: [...]}}, found {found}")
     kind = _KINDS.get(argument, "other")
     items, per_sample = _flatten(key, given[argument], kind)
@@ -182,7 +184,7 @@ def _is_item(value: Any, kind: str) -> bool:
 
 def _as_sound(key: str, index: int, item: Any) -> np.ndarray[Any, Any]:
     try:
-        return np.asarray(item.detach().cpu() if isinstance(item, Tensor) else item, dtype=np.float32)
+        return np.asarray(item.detach().cpu().float() if isinstance(item, Tensor) else item, dtype=np.float32)
     except (TypeError, ValueError) as error:
         found = type(item).__name__
         raise MediaError(
@@ -191,27 +193,74 @@ def _as_sound(key: str, index: int, item: Any) -> np.ndarray[Any, Any]:
 
 
 def _open_image(key: str, index: int, item: Any, grey: str) -> Any:
-    """An image that is known to decode, in RGB (or in the mode `grey`, which one-channel processors take)."""
+    """An image that is known to decode, as a person would see it: see `_as_seen`; an array as `_as_pixels` has it."""
     name = str(item) if isinstance(item, str | Path) else getattr(item, "filename", "") or type(item).__name__
     try:
-        if isinstance(item, Path):
-            return load_image(Image.open(item))
-        if isinstance(item, str):  # a path, a URL or base64
-            return load_image(Image.open(item)) if os.path.exists(item) else load_image(item)
-        if isinstance(item, bytes):
-            return load_image(Image.open(io.BytesIO(item)))
-        if isinstance(item, Image.Image):
-            item.load()
-            return item if item.mode in ("RGB", grey) else load_image(item)
+        if isinstance(item, np.ndarray | Tensor):
+            return _as_pixels(item, grey)
+        image = item if isinstance(item, Image.Image) else _decoded(item)
+        if image is not None:
+            image.load()
+            return _as_seen(image, grey)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         if isinstance(item, str | Path) and not os.path.exists(name) and len(name) < 1000:
             raise MediaError(
                 f"modality {key!r}: image {index} ({name}) cannot be read: there is no such file"
             ) from error
         raise MediaError(f"modality {key!r}: image {index} ({name[:200]}) cannot be read: {error}") from error
-    if not isinstance(item, np.ndarray | Tensor):
-        raise MediaError(
-            f"modality {key!r}: image {index} is a {type(item).__name__}; expected a PIL image, an array, a tensor, "
-            "a path, a URL or bytes"
+    raise MediaError(
+        f"modality {key!r}: image {index} is a {type(item).__name__}; expected a PIL image, an array, a tensor, "
+        "a path, a URL or bytes"
+    )
+
+
+def _decoded(item: Any) -> Image.Image | None:
+    if isinstance(item, bytes):
+        return Image.open(io.BytesIO(item))
+    if isinstance(item, Path) or (isinstance(item, str) and os.path.exists(item)):
+        return Image.open(item)
+    if not isinstance(item, str):
+        return None
+    if item.startswith(("http://", "https://")):
+        return load_image(item)  # type: ignore[no-any-return]
+    return Image.open(io.BytesIO(base64.b64decode(item.rpartition(",")[2])))  # "data:image/png;base64,..." or without
+
+
+def _as_seen(image: Image.Image, grey: str) -> Image.Image:
+    """An image turned upright, in 8 bits a channel, in RGB (or in the mode `grey`); the caller's own is not changed."""
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        image = Image.fromarray(_as_bytes(np.asarray(image)))
+    return image if image.mode in ("RGB", grey) else image.convert("RGB")
+
+
+def _as_bytes(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Brightness as bytes: of 16 bits by their whole range, of wider numbers by the least range that holds them."""
+    white = 65535 if values.dtype.itemsize == 2 else None
+    for top in (1, 255, 65535) if values.dtype.kind == "f" else (255, 65535):
+        if white is None and values.min() >= 0 and values.max() <= top:
+            white = top
+    if white is None:
+        raise ValueError(f"its brightness goes from {values.min()} to {values.max()}, expected 0 to 1, 255 or 65535")
+    return np.rint(values.astype(np.float64) * (255 / white)).astype(np.uint8)
+
+
+def _as_pixels(item: Any, grey: str) -> Any:
+    """An array or tensor with values that processors can read: channels, no gradient, no 16 bits."""
+    shape = tuple(item.shape)
+    if len(shape) < 2 or 0 in shape:
+        raise ValueError(
+            f"its shape is {shape}, expected (height, width) or that with channels, and at least one pixel"
         )
-    return item
+    if isinstance(item, Tensor):
+        item = item.detach().float() if item.dtype is torch.bfloat16 else item.detach()
+        item = item.cpu().numpy() if len(shape) == 2 or item.dtype is torch.uint16 else item
+    if isinstance(item, np.ndarray):
+        if item.dtype.kind not in "buif":
+            raise ValueError(f"it has values of dtype {item.dtype}, expected real numbers")
+        if item.dtype == bool:
+            item = item.astype(np.uint8) * 255
+        elif item.dtype == np.uint16:
+            item = _as_bytes(item)
+    return np.stack([item] * (1 if grey == "L" else 3), axis=-1) if len(shape) == 2 else item

@@ -37,7 +37,6 @@ from cornstarch.models.multimodal_language_model.projector import MultimodalProj
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _FORMAT = 1
-_MOST_READS = 20  # of a folder that is saved into all the while
 _ADAPTER_NAME = re.compile(r"(?!.*\.\.)[^/\\]+")
 _CALLBACK_NAMES = ("preprocess_callback", "postprocess_module_callback", "postprocess_projector_callback")
 _WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
@@ -203,34 +202,8 @@ class _UnsetWeights(TorchFunctionMode):
 
 
 def load(cls: type[MultimodalModel], directory: Path, **options: Any) -> MultimodalModel:
-    """Read a model of class `cls` from a folder; see `MultimodalModel.from_pretrained`.
-
-    Files may be replaced by another save meanwhile; what was read then may be of two models, and is read again.
-    """
-    for _ in range(_MOST_READS):
-        before = _generation(directory)
-        try:
-            model = _load(cls, before[0], **options)
-        except OSError:
-            if _generation(directory) == before:
-                raise
-        except (AttributeError, IndexError, KeyError, TypeError) as error:
-            if _generation(directory) == before:
-                raise CheckpointError(f"{before[0]} is damaged, or of another version: {error!r}") from error
-        else:
-            if _generation(directory) == before:
-                return model
-    raise CheckpointError(f"{directory} was saved into again and again while it was read")
-
-
-def _generation(directory: Path) -> tuple[Path, Any]:
-    """Where the files of a model are, and something that changes when they are replaced."""
-    folder = _files.current(directory, "model")
-    try:
-        status = (folder / _CONFIG).stat()
-    except OSError:
-        return folder, None
-    return folder, (status.st_ino, status.st_mtime_ns)
+    """Read a model of class `cls` from a folder; see `MultimodalModel.from_pretrained`."""
+    return _files.read(directory, "model", _CONFIG, lambda folder: _load(cls, folder, **options))
 
 
 def _load(

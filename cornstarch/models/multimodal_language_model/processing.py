@@ -1,6 +1,7 @@
 """1. The processor: text and media -> `input_ids` and encoder inputs, so that text and model agree on positions."""
 
 import difflib
+import functools
 import inspect
 import json
 import warnings
@@ -24,6 +25,7 @@ from cornstarch.models.multimodal_language_model.text import Samples
 
 CountFunction = Callable[[dict[str, Any], Any], int | list[int] | list[list[int]]]
 _FILE = "multimodal_processor.json"
+_FORMAT = 1
 
 
 class MultimodalProcessor:
@@ -96,10 +98,14 @@ class MultimodalProcessor:
 
         Args:
             encoder_inputs: modality key to its processor's arguments (`{"images": [...]}`). Media as a flat list (the
-                i-th mark over the batch is the i-th input) or nested, one list per sample.
-            llm_inputs: the tokenizer's arguments, with `text` a string or a list of them. With `label_spans`, for every
-                text a list of (start, end) of its characters, the batch has `labels`: the ids of tokens with a
-                character in a span, and -100 everywhere else (other text, marks, padding).
+                i-th mark over the batch is the i-th input) or nested, one list per sample. Images are taken as a
+                person would see them: turned upright (EXIF), arrays of two axes as greyscale, brightness of 16 bits
+                scaled to 8 (whole numbers of 32 bits: from the range to 255 if all fit in it, else 65535; floats of
+                PIL's mode F: 1, 255 or 65535).
+            llm_inputs: the tokenizer's arguments, with `text` a string or a list of them. As in Hugging Face's,
+                `max_length` without `padding` truncates. With `label_spans`, for every text a list of (start, end) of
+                its characters, the batch has `labels`: the ids of tokens with a character in a span, and -100
+                everywhere else (other text, marks, padding).
             return_tensors: `"pt"`, `"np"`, or None for lists.
             **kwargs: go to whichever processor, or the tokenizer, takes them.
 
@@ -144,6 +150,11 @@ class MultimodalProcessor:
     def _read_media(
         self, encoder_inputs: Mapping[str, Mapping[str, Any] | None], shared: Mapping[str, dict[str, Any]]
     ) -> dict[str, Media]:
+        if not isinstance(encoder_inputs, Mapping):
+            raise ArgumentError(
+                "encoder_inputs must be a dict such as {'vision': {'images': [...]}}, found "
+                f"{type(encoder_inputs).__name__}"
+            )
         unknown = [key for key in encoder_inputs if key not in self.encoder_processors]
         if unknown:
             raise ArgumentError(
@@ -300,7 +311,7 @@ class MultimodalProcessor:
                 if hasattr(processor, "save_pretrained"):
                     processor.save_pretrained(folder / "processors" / key)
             description = {
-                "format": 1,
+                "format": _FORMAT,
                 "encoder_processors": {key: library.path_of(type(p)) for key, p in self.encoder_processors.items()},
                 "tokens": self.tokens,
                 "num_feature_calculation_funcs": sorted(self.num_feature_calculation_funcs),
@@ -331,41 +342,65 @@ class MultimodalProcessor:
         Raises:
             CheckpointError: if a file is missing or damaged, or something of the caller's own must be given again.
         """
-        folder = _files.current(Path(save_directory), "processor")
-        if folder.is_dir() and not (folder / _FILE).is_file():
-            raise MissingFileError(
-                f"{folder} holds no processor ({_FILE} is not there): save it with processor.save_pretrained, or give "
-                "Trainer processing_class=processor"
-            )
-        description = library.read_json(folder / _FILE)
-        functions = dict(num_feature_calculation_funcs or {})
-        missing = [key for key in description["num_feature_calculation_funcs"] if key not in functions]
-        if missing:
-            raise CheckpointError(
-                f"{folder} was saved with a counting function of the caller's own for {', '.join(missing)}: pass it "
-                "again as num_feature_calculation_funcs"
-            )
-        processors = dict(encoder_processors or {})
-        for key, path in description["encoder_processors"].items():
-            if key not in processors:
-                place = folder / "processors" / key
-                if not path.startswith("transformers."):
-                    raise CheckpointError(
-                        f"{folder} was saved with a processor of the caller's own for {key!r} ({path}): pass it again, "
-                        f"encoder_processors={{{key!r}: ...}}"
-                    )
-                if not place.is_dir():
-                    raise MissingFileError(f"{folder} is incomplete: {place.relative_to(folder)} is not there")
-                where = f"encoder_processors[{key!r}]"
-                found: Any = library.find_class(path, where)
-                kinds = (ImageProcessingMixin, FeatureExtractionMixin)
-                if not isinstance(found, type) or not issubclass(found, kinds):
-                    raise CheckpointError(f"{where}: {path} is no processor of images, videos or sounds")
-                processors[key] = found.from_pretrained(place)  # type: ignore[attr-defined]
-        if not (folder / "tokenizer").is_dir():
-            raise MissingFileError(f"{folder} is incomplete: tokenizer is not there")
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=trust_remote_code)
-        return cls(processors, tokenizer, model, functions, description["tokens"])
+        functions, given = dict(num_feature_calculation_funcs or {}), dict(encoder_processors or {})
+        processors, tokenizer, tokens = _files.read(
+            Path(save_directory), "processor", _FILE, lambda folder: _read(folder, functions, given, trust_remote_code)
+        )
+        return cls(processors, tokenizer, model, functions, tokens)
+
+
+def _read(
+    folder: Path, functions: Mapping[str, CountFunction], given: Mapping[str, Any], trust_remote_code: bool
+) -> tuple[dict[str, Any], Any, dict[str, str]]:
+    """The processors of encoders, the tokenizer and the marks in a folder in which nothing changes."""
+    if folder.is_dir() and not (folder / _FILE).is_file():
+        raise MissingFileError(
+            f"{folder} holds no processor ({_FILE} is not there): save it with processor.save_pretrained, or give "
+            "Trainer processing_class=processor"
+        )
+    description = library.read_json(folder / _FILE)
+    if description["format"] > _FORMAT:
+        raise CheckpointError(f"{folder} has format {description['format']}, this version reads up to {_FORMAT}")
+    missing = [key for key in description["num_feature_calculation_funcs"] if key not in functions]
+    if missing:
+        raise CheckpointError(
+            f"{folder} was saved with a counting function of the caller's own for {', '.join(missing)}: pass it "
+            "again as num_feature_calculation_funcs"
+        )
+    processors = dict(given)
+    for key, path in description["encoder_processors"].items():
+        if key not in processors:
+            processors[key] = _read_processor(folder, key, path)
+    load = functools.partial(AutoTokenizer.from_pretrained, trust_remote_code=trust_remote_code)
+    tokenizer = _load(folder / "tokenizer", "tokenizer_config.json", load)
+    return processors, tokenizer, dict(description["tokens"])
+
+
+def _read_processor(folder: Path, key: str, path: str) -> Any:
+    if not path.startswith("transformers."):
+        raise CheckpointError(
+            f"{folder} was saved with a processor of the caller's own for {key!r} ({path}): pass it again, "
+            f"encoder_processors={{{key!r}: ...}}"
+        )
+    if not key.isidentifier():
+        raise CheckpointError(f"{folder / _FILE} has the modality key {key!r}, which is no identifier")
+    where = f"encoder_processors[{key!r}]"
+    found: Any = library.find_class(path, where)
+    if not isinstance(found, type) or not issubclass(found, ImageProcessingMixin | FeatureExtractionMixin):
+        raise CheckpointError(f"{where}: {path} is no processor of images, videos or sounds")
+    return _load(folder / "processors" / key, "preprocessor_config.json", found.from_pretrained)  # type: ignore[attr-defined]
+
+
+def _load(place: Path, config: str, load: Callable[[Path], Any]) -> Any:
+    """What Hugging Face's `load` reads from a folder, which must hold `config`: without it, defaults would be taken."""
+    if not library.read_json(place / config):
+        raise CheckpointError(f"{place / config} is damaged, it is empty")
+    try:
+        return load(place)
+    except ImportError:  # an optional package is not installed
+        raise
+    except Exception as error:  # the tokenizers library raises no class of its own
+        raise CheckpointError(f"{place} is damaged or incomplete: {error}") from error
 
 
 def _add_special_tokens(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> None:
@@ -388,12 +423,10 @@ def _keywords(processor: Any) -> set[str]:
 
 def _as_counts(key: str, counts: Any, inputs: Media) -> list[int]:
     """What a counting function returned, as one count per input."""
-    number = len(inputs.items)
-    if isinstance(counts, np.ndarray | Tensor):
-        counts = counts.tolist()
+    number, counts = len(inputs.items), _without_tensors(counts)
     if _is_count(counts):
         return [int(counts)] * number
-    if isinstance(counts, Sequence) and counts and all(isinstance(c, Sequence | np.ndarray | Tensor) for c in counts):
+    if isinstance(counts, Sequence) and counts and all(isinstance(c, list | tuple) for c in counts):
         if inputs.per_sample is not None and [len(c) for c in counts] != inputs.per_sample:
             raise ArgumentError(
                 f"num_feature_calculation_funcs[{key!r}] counted {[len(c) for c in counts]} inputs per sample, "
@@ -408,9 +441,13 @@ def _as_counts(key: str, counts: Any, inputs: Media) -> list[int]:
     return [int(count) for count in counts]
 
 
+def _without_tensors(value: Any) -> Any:
+    if isinstance(value, np.ndarray | Tensor):
+        return value.tolist()
+    return [_without_tensors(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def _is_count(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.numel() == 1 and not value.is_floating_point()
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 0)
 
 
@@ -453,7 +490,13 @@ def _with_marks(entry: Any, marks: Mapping[str, str]) -> Any:
         return entry
     written = []
     for part in entry["content"]:
+        if not isinstance(part, Mapping):
+            raise ArgumentError(
+                f"content is a list of parts such as {{'type': 'text', 'text': ...}}, found {type(part).__name__} in it"
+            )
         if part.get("type") == "text":
+            if not isinstance(part.get("text"), str):
+                raise ArgumentError(f"a part of type 'text' needs its `text`, a string; found {sorted(part)}")
             written.append(part["text"])
         elif part.get("type") in marks:
             written.append(marks[part["type"]])

@@ -1,7 +1,10 @@
 """1d. Text -> token ids with one mark per input, cut to length, then each mark repeated for its input's features."""
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from cornstarch.errors import ArgumentError
 from cornstarch.models.multimodal_language_model.merge import IGNORE_INDEX
@@ -54,8 +57,13 @@ class Samples:
         for name in _MEANINGLESS:
             if options.get(name):
                 raise ArgumentError(f"{name} is not supported: its result has no meaning once marks are repeated")
+        _check_lengths(options)
+        limit = _limit(tokenizer, options)
         later = ("padding", "truncation", "max_length", "pad_to_multiple_of", "padding_side")
         tokens_only = {name: value for name, value in options.items() if name not in later}
+        if limit is not None:
+            tokens_only["verbose"] = False  # no word of texts that are too long: they will be cut
+            _check_padding(options, limit)
         offsets = {"return_offsets_mapping": True} if spans is not None else {}
         encoded = tokenizer(text, padding=False, truncation=False, **tokens_only, **offsets)
         fields = {
@@ -66,7 +74,7 @@ class Samples:
         if spans is not None:
             rows = zip(encoded["input_ids"], encoded["offset_mapping"], spans, strict=True)
             fields["labels"] = [_labels(*row, marks) for row in rows]
-        return cls(tokenizer, fields, text, {**options, "tokens_only": tokens_only})
+        return cls(tokenizer, fields, text, {**options, "tokens_only": tokens_only, "limit": limit})
 
     @property
     def _ids(self) -> list[list[int]]:
@@ -86,7 +94,7 @@ class Samples:
             Mark id to which inputs are left, and how many of them in each sample.
         """
         widths, owners = self._widths(counts)
-        limit = self._limit()
+        limit = self._options["limit"]
         kept: dict[int, tuple[list[int], list[int]]] = {token_id: ([], []) for token_id in counts}
         for sample, ids in enumerate(self._ids):
             chosen = list(range(len(ids)))
@@ -118,7 +126,7 @@ class Samples:
             return expanded
         names = ("padding", "max_length", "pad_to_multiple_of", "padding_side")
         padding = {name: self._options[name] for name in names if self._options.get(name) is not None}
-        if padding.get("padding") in (None, False, "do_not_pad"):
+        if not _pads(self._options):
             return expanded
         if padding["padding"] != "max_length":
             padding.pop("max_length", None)
@@ -149,18 +157,6 @@ class Samples:
                     owners[-1].append(None)
         return widths, owners
 
-    def _limit(self) -> int | None:
-        truncation = self._options.get("truncation")
-        if truncation in (None, False, "do_not_truncate"):
-            return None
-        if truncation not in (True, "longest_first"):
-            raise ArgumentError(f"truncation must be True or False, found {truncation!r}")
-        given = self._options.get("max_length")
-        if given is not None and given < 1:
-            raise ArgumentError(f"max_length must be at least 1, found {given}")
-        limit = given if given is not None else self._tokenizer.model_max_length
-        return int(limit) if limit < 10**9 else None  # tokenizers without a limit state an enormous one
-
     def _choose(self, sample: int, widths: list[int], limit: int) -> list[int]:
         """Which tokens of a sample stay: special tokens around the text, and as much of the text as fits whole."""
         before, after = self._special(sample)
@@ -184,6 +180,48 @@ class Samples:
             if ids[before : before + len(body)] == body:
                 return before, len(ids) - len(body) - before
         return 0, 0
+
+
+def _check_lengths(options: Mapping[str, Any]) -> None:
+    for name in ("max_length", "pad_to_multiple_of"):
+        given = options.get(name)
+        if given is not None and (not isinstance(given, int | np.integer) or isinstance(given, bool) or given < 1):
+            raise ArgumentError(f"{name} must be a whole number and at least 1, found {given!r}")
+    untruncated = options.get("truncation") in (None, False, "do_not_truncate")
+    if options.get("max_length") is not None and untruncated and options.get("padding") in (True, "longest"):
+        warnings.warn(
+            "max_length is ignored with padding to the longest and no truncation: pass truncation=True, or "
+            "padding='max_length'",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _pads(options: Mapping[str, Any]) -> bool:
+    return options.get("padding") not in (None, False, "do_not_pad")
+
+
+def _limit(tokenizer: Any, options: Mapping[str, Any]) -> int | None:
+    """How long a sample may be, as Hugging Face's tokenizers have it: `max_length` alone truncates too."""
+    truncation, given = options.get("truncation"), options.get("max_length")
+    if truncation is None and given is not None and not options.get("padding"):
+        truncation = True
+    if truncation in (None, False, "do_not_truncate"):
+        return None
+    if truncation not in (True, "longest_first"):
+        raise ArgumentError(f"truncation must be True or False, found {truncation!r}")
+    limit = given if given is not None else tokenizer.model_max_length
+    return int(limit) if limit < 10**9 else None  # tokenizers without a limit state an enormous one
+
+
+def _check_padding(options: Mapping[str, Any], limit: int) -> None:
+    """Padding must not make a sample longer than truncation lets it be, as in Hugging Face's tokenizers."""
+    multiple = options.get("pad_to_multiple_of")
+    if multiple is not None and _pads(options) and limit % multiple:
+        raise ArgumentError(
+            f"max_length ({limit}) must be a multiple of pad_to_multiple_of ({multiple}) to truncate and pad, as "
+            "padding would exceed it"
+        )
 
 
 def _repeated(row: list[Any], widths: list[int]) -> list[Any]:
