@@ -4,6 +4,7 @@
 #   make test        the tests (five minutes at most)
 #   make test-all    the slow tests too, and the tests against a built wheel
 #   make check       lint, format, types, docstrings, import edges
+#   make bench       the benchmarks: ratios and goals, as tables
 #   make test-lowest the tests with the lowest versions pyproject.toml allows
 #
 # PYTHON=python3.12        which Python makes the virtual environment
@@ -20,10 +21,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TESTS := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 WORKERS ?= 2
 
-.PHONY: demo test test-all test-slow test-wheel test-lowest check format clean
+.PHONY: bench demo test test-all test-slow test-wheel test-lowest check format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m cornstarch.cli.demo examples/digits.yaml --run.overwrite true $(DEMO_ARGS)
+
+bench: $(VENV)/.demo
+	for script in benchmarks/*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
 
 test: $(VENV)/.check
 	$(TESTS) -n $(WORKERS) -m "not slow" tests

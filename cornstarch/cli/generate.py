@@ -46,11 +46,14 @@ def main(words: Sequence[str]) -> int:
     torch.manual_seed(options.seed)
     if options.input is not None:
         return _answer_file(options, model, collator)
-    sample = make_sample(
-        processor, {"prompt": options.prompt, "image": options.image, "audio": options.audio}, "--prompt"
-    )
-    streamer = TextStreamer(processor.llm_tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[arg-type]
-    answer(model, collator, [sample], _sizes(options), streamer=streamer, **_sampling(options))
+    asked = {"prompt": options.prompt, "image": options.image, "audio": options.audio}
+    sample, how = make_sample(processor, asked, "--prompt"), _sampling(options)
+    if options.beams == 1:  # beams are known only at their end
+        tokenizer: Any = processor.llm_tokenizer
+        how["streamer"] = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    texts = answer(model, collator, [sample], _sizes(options), **how)
+    if options.beams > 1:
+        print(texts[0])
     return 0
 
 
@@ -96,7 +99,10 @@ def _medium(processor: MultimodalProcessor, kind: str, file: str) -> Any:
         return file
     key = next((key for key, (_, kinds) in processor.media_arguments.items() if kind in kinds), None)
     if key is None:
-        raise ArgumentError(f"{file}: the model hears nothing; its inputs: {', '.join(processor.tokens)}")
+        raise ArgumentError(
+            f"{file}: no modality, or more than one, of this model takes sounds: {', '.join(processor.tokens)}; with "
+            "--input, messages can name the modality"
+        )
     return read_audio(file, int(processor.encoder_processors[key].sampling_rate))
 
 

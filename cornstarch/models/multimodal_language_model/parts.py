@@ -12,8 +12,11 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoVideoProcessor,
     PreTrainedConfig,
+    PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
@@ -28,6 +31,8 @@ _PROCESSORS = {
     "input_features": (AutoFeatureExtractor,),
     "input_values": (AutoFeatureExtractor,),
 }
+# Parts of a composite config that encode nothing.
+_NO_TOWERS = ("text", "decoder", "qformer", "talker", "token2wav", "code", "vq", "backbone")
 _ANY_PROCESSOR = (AutoImageProcessor, AutoFeatureExtractor, AutoVideoProcessor)
 
 
@@ -78,12 +83,13 @@ def load_encoder(key: str, path: str | Path, class_name: str | None = None, **op
     tower = _tower_config(key, config, str(path))
     if tower is None:
         return _loaded(AutoModel, path, options)
-    cls = MODEL_MAPPING[type(tower)]
-    encoder, report = cls.from_pretrained(path, output_loading_info=True, **options)
-    if not report["missing_keys"]:
-        return encoder
-    whole = _loaded(AutoModel, path, options)  # its tower has other names than the class alone
-    return next(module for module in whole.modules() if isinstance(module, cls))
+    if type(tower) in MODEL_MAPPING:
+        encoder, report = MODEL_MAPPING[type(tower)].from_pretrained(path, output_loading_info=True, **options)
+        if not report["missing_keys"]:
+            return encoder
+    whole = _loaded(_whole_class(config), path, options)  # its tower has other names there than by itself
+    found = (module for module in whole.modules() if isinstance(module, PreTrainedModel))
+    return next(module for module in found if type(module.config) is type(tower))
 
 
 def make_encoder(values: dict[str, Any], class_name: str | None = None, **options: Any) -> Any:
@@ -236,17 +242,23 @@ def _loaded(cls: Any, path: str | Path, options: dict[str, Any]) -> Any:
         raise ArgumentError(f"{path} cannot be loaded as {cls.__name__}: {str(error).splitlines()[0]}") from error
 
 
+def _whole_class(config: PreTrainedConfig) -> Any:
+    """The class that loads a checkpoint with all its towers."""
+    classes = (AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM)
+    return next((cls for cls in classes if type(config) in cls._model_mapping), AutoModel)
+
+
 def _tower_config(key: str, config: PreTrainedConfig, path: str) -> Any:
     """The config of the tower for a modality in a checkpoint of several; None where the whole is the encoder."""
-    names = [name for name in config.sub_configs if isinstance(getattr(config, name, None), PreTrainedConfig)]
-    towers = {name: getattr(config, name) for name in names if not name.startswith(("text", "decoder"))}
-    towers = {name: tower for name, tower in towers.items() if type(tower) in MODEL_MAPPING}
-    if len(names) < 2 or not towers:
+    parts = {name: getattr(config, name, None) for name in config.sub_configs}
+    parts = {name: part for name, part in parts.items() if isinstance(part, PreTrainedConfig)}
+    towers = {name: part for name, part in parts.items() if not name.startswith(_NO_TOWERS)}
+    if len(parts) < 2 or not towers:
         return None
     mine = [tower for name, tower in towers.items() if name.startswith(key.partition("_")[0])]
     if len(mine) == 1 or len(towers) == 1:
         return mine[0] if mine else next(iter(towers.values()))
     raise ArgumentError(
-        f"{path} has several towers ({', '.join(towers)}) and none is for {key!r} by name: say which with class_name, "
-        f"one of {', '.join(MODEL_MAPPING[type(tower)].__name__ for tower in towers.values())}"
+        f"{path} has several towers ({', '.join(towers)}) and none is for {key!r} by name: begin the modality's key as "
+        "one of them begins, or say which with class_name"
     )

@@ -1,0 +1,164 @@
+"""What the training application costs: its step against a hand-written loop's, on the digits model.
+
+    python benchmarks/loop_overhead.py [--repeats 9] [--steps 20] [--output FILE.json]
+
+Both loops train the same model on the same batches, prepared beforehand, with AdamW, clipping and a cosine schedule;
+the application's also measures the gradient of every part and writes `metrics.jsonl`. They run in turn, block by block,
+in one process. Printed are the ratio of medians and of minima over the blocks (application / hand-written), and that
+the losses are the same. No absolute times: machines differ.
+"""
+
+import argparse
+import json
+import math
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cornstarch import (
+    Batches,
+    Callback,
+    Collator,
+    Loop,
+    StepRecord,
+    build_model,
+    make_optimizer,
+    make_schedule,
+    make_source,
+    parameter_groups,
+    read_config,
+)
+from cornstarch.training.metrics import MetricsFile, as_line
+from cornstarch.training.progress import Progress
+from cornstarch.training.schedules import share_at
+
+CONFIG = Path(__file__).parent.parent / "examples" / "digits.yaml"
+GOAL = 1.03
+
+
+class Prepared:
+    """Batches that are made already, so that both loops are measured without making them."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self._batches, self._next = batches, 0
+
+    def __next__(self) -> Any:
+        self._next += 1
+        return self._batches[(self._next - 1) % len(self._batches)]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"next": self._next}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._next = state["next"]
+
+
+class Recorded(Callback):
+    """What a run does at every step: a line of metrics, and progress."""
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        self._file = MetricsFile(folder / "metrics.jsonl")
+        self._progress = Progress(steps, open(folder / "progress.txt", "w"))  # noqa: SIM115 - lives as long as the run
+        self._progress.start(0)
+        self.losses: list[float] = []
+
+    def on_step(self, loop: Loop, record: StepRecord) -> None:
+        self._file.write(as_line([record]))
+        self._progress.update(record)
+        self.losses.append(record.loss)
+
+
+def by_hand(model: Any, batches: Prepared, steps: int, total: int, peak: float) -> Any:
+    """The loop that people write: no records, no parts, one group with decay and one without."""
+    decayed = [p for p in model.parameters() if p.dim() >= 2]
+    others = [p for p in model.parameters() if p.dim() < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}], lr=peak, betas=(0.9, 0.98)
+    )
+    decay = make_schedule("cosine", {})
+    step, losses = 0, []
+
+    def block() -> None:
+        nonlocal step
+        for _ in range(steps):
+            step += 1
+            micro = next(batches).micro_batches[0]
+            for group in optimizer.param_groups:
+                group["lr"] = peak * share_at(step, total, 0.05, decay)
+            optimizer.zero_grad(set_to_none=True)
+            loss = model(**micro).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            losses.append(loss.item())
+
+    return block, losses
+
+
+def main() -> int:
+    """Measure, print a table, write JSON if asked; the exit code is 1 if the losses differ."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=20, help="per block")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    config = read_config(CONFIG)
+    total = options.steps * (options.repeats + 1)
+
+    def fresh() -> tuple[Any, Prepared]:
+        torch.manual_seed(0)
+        model, processor = build_model(config.model)
+        source = make_source(config.data.train)
+        batches = Batches(source, Collator(processor), config.training.batch_size)
+        return model.train(), Prepared([next(batches) for _ in range(8)])
+
+    model, batches = fresh()
+    groups = parameter_groups(model, config.optimizer, warmup=0.05)
+    with tempfile.TemporaryDirectory() as folder:
+        recorded = Recorded(Path(folder), total)
+        optimizer = make_optimizer(groups, config.optimizer)
+        schedule = make_schedule("cosine", {})
+        loop = Loop(model, optimizer, batches, steps=total, schedule=schedule, callbacks=[recorded])
+        other, other_batches = fresh()
+        hand, losses = by_hand(other, other_batches, options.steps, total, config.optimizer.learning_rate)
+
+        def application() -> None:
+            for _ in range(options.steps):
+                record = loop.take_step()
+                for callback in loop.callbacks:
+                    callback.on_step(loop, record)
+
+        application(), hand()  # warm up
+        times: dict[str, list[float]] = {"application": [], "by hand": []}
+        for _ in range(options.repeats):
+            for name, block in (("application", application), ("by hand", hand)):
+                started = time.perf_counter()
+                block()
+                times[name].append(time.perf_counter() - started)
+    medians = statistics.median(times["application"]) / statistics.median(times["by hand"])
+    minima = min(times["application"]) / min(times["by hand"])
+    pairs = statistics.median(a / b for a, b in zip(times["application"], times["by hand"], strict=True))
+    difference = max(abs(a - b) for a, b in zip(recorded.losses, losses, strict=True))
+    print(f"{'':24}{'ratio':>8}{'goal':>8}")
+    for name, ratio in (("of medians", medians), ("of minima", minima), ("median of pairs", pairs)):
+        print(f"{name:24}{ratio:8.3f}{GOAL:8.2f}")
+    print(f"largest difference of losses over {len(losses)} steps: {difference:.1e}")
+    if options.output is not None:
+        result = {
+            "ratio_of_medians": medians, "ratio_of_minima": minima, "median_of_pairs": pairs, "goal": GOAL,
+            "largest_loss_difference": difference, "seconds": times, "torch": torch.__version__,
+            "machine": platform.platform(), "processor": platform.processor(), "command": sys.argv,
+        }  # fmt: skip
+        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    return 0 if math.isclose(difference, 0, abs_tol=1e-3) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
