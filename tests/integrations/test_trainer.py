@@ -267,6 +267,34 @@ def test_evaluation(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.as_tensor(predicted.predictions), expected.logits.detach(), rtol=1e-6, atol=1e-6)
 
 
+def smoothed(model: MultimodalModel, rows: list[dict[str, Any]], epsilon: float) -> Tensor:
+    """The loss by hand: position t scores the label of t + 1, (1 - e) of it and e of the mean over the vocabulary."""
+    inputs = joined(rows)
+    labels = inputs.pop("labels")
+    logits = model(**inputs).logits.log_softmax(-1)
+    terms = [
+        (1 - epsilon) * -logits[row, place - 1, labels[row, place]] + epsilon * -logits[row, place - 1].mean()
+        for row in range(labels.shape[0])
+        for place in range(1, labels.shape[1])
+        if labels[row, place] != -100
+    ]
+    return torch.stack(terms).mean()
+
+
+@pytest.mark.parametrize("peft", [False, True])
+def test_label_smoothing(peft: bool, tmp_path: Path) -> None:
+    """The loss Trainer smooths is that of a loop over labelled positions, in evaluation and in training; 1e-6."""
+    model = composed(peft)
+    rows = samples(2)
+    run = trainer(model, tmp_path, rows, label_smoothing_factor=0.1)
+    expected = smoothed(model.eval(), rows, 0.1).item()
+    assert run.evaluate(rows)["eval_loss"] == pytest.approx(expected, rel=1e-6)
+    with pytest.warns(UserWarning, match="labels did not reach the model"):
+        run.train()
+    assert kept(run).losses[0] == pytest.approx(expected, rel=1e-6)
+    assert repr(model).startswith("MultimodalModel(")
+
+
 def test_evaluation_during_training(tmp_path: Path) -> None:
     """With `eval_strategy="steps"` training goes on in training mode, and metrics get logits."""
     shapes: list[Any] = []

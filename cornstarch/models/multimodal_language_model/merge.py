@@ -98,9 +98,22 @@ def mask_labels(labels: Tensor, mask: Tensor) -> Tensor:
     return labels.masked_fill(mask.to(labels.device), IGNORE_INDEX)
 
 
-def warn_if_counted(labels: Tensor, kept: Tensor) -> None:
-    """Warn if labels that carry no loss were there to be counted, so that the loss is divided by too much."""
-    if not torch.equal(labels, kept):
+def warn_if_counted(labels: Tensor | None, kept: Tensor | None, modalities: list[str]) -> None:
+    """Warn of labels at modality positions that somebody outside the model counts, or computes a loss on.
+
+    Args:
+        labels: (B, S) as they were given, None if they did not reach the model.
+        kept: (B, S), those of them that carry a loss.
+        modalities: those that the batch has.
+    """
+    if labels is None and modalities:
+        warnings.warn(
+            "num_items_in_batch was given, labels did not reach the model (Trainer keeps them for label smoothing and "
+            "for a loss of the caller's own): the model cannot ignore labels at modality positions then, they must "
+            "be -100 there in the data",
+            stacklevel=2,
+        )
+    if labels is not None and kept is not None and not torch.equal(labels, kept):
         warnings.warn(
             "labels at modality positions are not -100: whoever counted num_items_in_batch counted them too, so the "
             "loss is divided by too much. Set labels to -100 there before they are counted",

@@ -143,8 +143,8 @@ class MultimodalModel(Composition):
         rest = routing.name_cache(self.language_model, rest)
         features = self._encode(routed, encoder_outputs)
         inputs_embeds, kept_labels = self._merge(input_ids, inputs_embeds, labels, features)
-        if labels is not None and kept_labels is not None and "num_items_in_batch" in rest:
-            merge.warn_if_counted(labels, kept_labels)
+        if "num_items_in_batch" in rest:
+            merge.warn_if_counted(labels, kept_labels, list(features))
         labels = kept_labels
 
         arguments = self._with_defaults({**rest, "inputs_embeds": inputs_embeds, "labels": labels})
