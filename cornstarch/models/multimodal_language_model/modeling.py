@@ -18,6 +18,7 @@ from cornstarch.models.multimodal_language_model import (
     freezing,
     generation,
     merge,
+    ready_mask,
     routing,
 )
 from cornstarch.models.multimodal_language_model.anatomy import Rows
@@ -130,7 +131,8 @@ class MultimodalModel(Composition):
         Raises:
             UnknownArgumentError: for a keyword that no part takes.
             ModalityMismatchError: if positions and features do not pair.
-            ArgumentError: if there is nothing to run on, or `return_dict=False` is asked for.
+            ArgumentError: if there is nothing to run on, the language model does not heed a ready mask, or
+                `return_dict=False` is asked for.
         """
         output_logits = bool(inputs.pop("output_logits", False))
         if inputs.pop("return_dict", None) is False:
@@ -157,14 +159,26 @@ class MultimodalModel(Composition):
     def _with_defaults(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Positions that follow the attention mask, and no cache where none is read, unless the caller said else."""
         taken = anatomy.language_model_arguments(freezing.unwrap(self.language_model)).names
-        mask = arguments.get("attention_mask")
-        wanted = "position_ids" in taken and "position_ids" not in arguments
-        if wanted and mask is not None and mask.dim() == 2 and not freezing.learns_prompt(self.language_model):
-            length = arguments["inputs_embeds"].shape[1]
-            arguments["position_ids"] = merge.positions_from_mask(mask, length) + self._first_position
+        embeds, mask = arguments["inputs_embeds"], arguments.get("attention_mask")
+        if ready_mask.is_ready(mask):
+            ready_mask.check(self.language_model, embeds)
+            arguments["attention_mask"] = ready_mask.additive(mask, embeds.dtype)
+        if "position_ids" in taken and "position_ids" not in arguments:
+            positions = self._positions(mask, embeds, any(name in arguments for name in anatomy.CACHE_NAMES))
+            arguments |= {} if positions is None else {"position_ids": positions}
         if "use_cache" in taken and self.training and not any(name in arguments for name in anatomy.CACHE_NAMES):
             arguments.setdefault("use_cache", False)
         return arguments
+
+    def _positions(self, mask: Any, embeds: Tensor, cached: bool) -> Tensor | None:
+        """Position ids (B or 1, S) that a mask stands for; None where they are the language model's business."""
+        if not isinstance(mask, Tensor) or freezing.learns_prompt(self.language_model):
+            return None
+        if mask.dim() == 2:
+            return merge.positions_from_mask(mask, embeds.shape[1]) + self._first_position
+        if cached:  # only the cache knows how many positions it holds
+            return None
+        return torch.arange(embeds.shape[1], device=embeds.device)[None] + self._first_position
 
     def _encode(self, routed: dict[str, dict[str, Any]], outputs: Mapping[str, Any] | None) -> dict[str, Rows]:
         """Features of every modality that has an input or a ready encoder output."""
