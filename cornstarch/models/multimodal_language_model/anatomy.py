@@ -327,6 +327,13 @@ def first_position(language_model: nn.Module) -> int:
     return 0
 
 
+def generates_from_embeddings(language_model: nn.Module) -> bool:
+    """Whether an unwrapped language model's own `generate` can start from embeddings."""
+    prepare = getattr(language_model, "prepare_inputs_for_generation", None)
+    can_start = prepare is not None and "inputs_embeds" in inspect.signature(prepare).parameters
+    return can_start and hasattr(language_model, "generate")
+
+
 def why_not_by_embeddings(language_model: nn.Module) -> str | None:
     """Why a language model cannot be run on embeddings alone; None if it can."""
     config = getattr(language_model, "config", None)

@@ -285,7 +285,7 @@ class MultimodalModel(Composition):
             (B, S + new) prompt and new tokens, or Hugging Face's generation output with such `sequences`.
 
         Raises:
-            ArgumentError: if there is no prompt.
+            ArgumentError: if there is no prompt, or the language model cannot go on from embeddings.
             ModalityMismatchError: if positions and features do not pair.
         """
         input_ids = inputs.pop("inputs", None) if input_ids is None else input_ids
@@ -293,6 +293,7 @@ class MultimodalModel(Composition):
             warnings.warn("right-padded prompts: the first new token follows padding; pad on the left", stacklevel=2)
         if input_ids is None:
             raise ArgumentError("generate needs input_ids")
+        generation.check(self.language_model)
         reserved = routing.language_model_names(self.language_model)
         prepared = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
         routed, rest = routing.route(self._modal_encoders, reserved, prepared, _ready(encoder_outputs))
@@ -301,7 +302,11 @@ class MultimodalModel(Composition):
         rest |= {name: None for name, value in inputs.items() if value is None and hasattr(GenerationConfig(), name)}
         features = self._encode(routed, encoder_outputs)
         inputs_embeds, _ = self._merge(input_ids, inputs.get("inputs_embeds"), None, features)
-        arguments = self._preprocess_llm({**rest, "inputs_embeds": inputs_embeds}, input_ids, inputs)
+        arguments = {**rest, "inputs_embeds": inputs_embeds}
+        if self._first_position:  # `generate` would count from 0
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            arguments.setdefault("position_ids", merge.positions_from_mask(mask, mask.shape[-1]) + self._first_position)
+        arguments = self._preprocess_llm(arguments, input_ids, inputs)
         arguments.pop("input_ids", None)
         if generation.processors_ignore_unknown_ids():
             return self.language_model.generate(**arguments, input_ids=input_ids)
