@@ -411,14 +411,35 @@ def left_out_modules(module: nn.Module) -> list[str]:
     return [name for name in missing if name.rpartition(".")[0] not in missing]
 
 
+def elements_by_config(cls: type[PreTrainedModel], config: PreTrainedConfig, left_out: Sequence[str]) -> int | None:
+    """How many numbers the weights of a Hugging Face model hold, tied ones under each name.
+
+    Args:
+        cls: its class.
+        config: its config.
+        left_out: submodules that it was made without.
+
+    Returns:
+        The number; None where the class needs more than its config.
+    """
+    made = _on_meta(cls, config)
+    if made is None:
+        return None
+    counts: dict[str, int] = {name: weight.numel() for name, weight in made.state_dict().items()}
+    return sum(count for name, count in counts.items() if not any(name.startswith(f"{gone}.") for gone in left_out))
+
+
 def _as_its_config_makes_it(module: nn.Module) -> nn.Module | None:
     """A Hugging Face module made again from its config, without weights; None where that cannot be done."""
-    if not isinstance(module, PreTrainedModel):
-        return None
+    return _on_meta(type(module), module.config) if isinstance(module, PreTrainedModel) else None
+
+
+def _on_meta(cls: type[PreTrainedModel], config: PreTrainedConfig) -> nn.Module | None:
+    """A Hugging Face module without weights; None where a class needs more than its config."""
     try:
         with torch.device("meta"):
-            return type(module)._from_config(copy.deepcopy(module.config))  # type: ignore[no-any-return]
-    except Exception:  # a class that needs more than its config
+            return cls._from_config(copy.deepcopy(config))  # type: ignore[no-any-return]
+    except Exception:
         return None
 
 
