@@ -140,6 +140,8 @@ KNOWN_KEYWORDS = frozenset(TransformersKwargs.__annotations__) | {
 
 # The cache of a language model, under the names that models and releases of transformers have for it.
 CACHE_NAMES = ("cache", "past_key_values", "past_key_value", "cache_params", "layer_past")
+# What layers call it: RWKV's have another name for it.
+LAYER_CACHE_NAMES = (*CACHE_NAMES, "state")
 
 # Names under which callers and processors know the arguments of towers that take patches and their grid.
 _GRID_TOWER_ALIASES = {
