@@ -100,6 +100,25 @@ def test_language_models_that_embeddings_cannot_drive_are_refused() -> None:
         MultimodalModel({}, LlamaModel(parts.llama().config))
 
 
+_DEEPSEEK = {"head_dim": 16, "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2}
+_DEEPSEEK |= {"q_lora_rank": 8, "o_lora_rank": 8, "o_groups": 2, "qk_rope_head_dim": 8}
+_DEEPSEEK |= {"index_head_dim": 8, "index_n_heads": 2, "index_topk": 4, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    "name, sizes, reason",
+    [
+        ("deepseek_v4", _DEEPSEEK, "routed by token ids"),
+        ("cpmant", {"dim_head": 8, "dim_ff": 16, "num_attention_heads": 2}, "takes no inputs_embeds"),
+    ],
+)
+def test_language_models_that_read_ids_are_refused(name: str, sizes: dict[str, Any], reason: str) -> None:
+    pytest.importorskip(f"transformers.models.{name}")  # not in every release
+    config = AutoConfig.for_model(name, vocab_size=64, hidden_size=16, num_hidden_layers=2, pad_token_id=0, **sizes)
+    with pytest.raises(ArgumentError, match=f"cannot be composed.*{reason}"):
+        MultimodalModel({}, AutoModelForCausalLM.from_config(config))
+
+
 def test_a_config_without_output_classes_is_refused() -> None:
     language_model = parts.llama()
     language_model.config.return_dict = False

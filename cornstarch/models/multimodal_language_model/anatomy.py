@@ -344,7 +344,16 @@ def why_not_by_embeddings(language_model: nn.Module) -> str | None:
         return "it is an encoder-decoder model, not a causal language model"
     if getattr(text_config, "hidden_size_per_layer_input", 0):
         return "its layers look token ids up in embeddings of their own, which merged embeddings cannot carry"
+    if "inputs_embeds" not in language_model_arguments(language_model).names:
+        return "its forward takes no inputs_embeds, which merged embeddings are"
+    if any(map(_needs_ids, {type(module) for layer in layers(language_model) for module in layer.modules()})):
+        return "its layers are routed by token ids, which merged embeddings cannot carry"
     return None
+
+
+def _needs_ids(cls: type[nn.Module]) -> bool:
+    ids = inspect.signature(cls.forward).parameters.get("input_ids")
+    return ids is not None and ids.default is ids.empty and not issubclass(cls, nn.Embedding)
 
 
 # --- inside -----------------------------------------------------------------------------------------------------------
