@@ -11,7 +11,14 @@ import transformers
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import CLIPVisionConfig, CLIPVisionModel, Trainer, TrainingArguments
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainingArguments,
+)
 
 from cornstarch.models.multimodal_language_model import ModalEncoderModule, MultimodalModel
 
@@ -293,6 +300,21 @@ def test_label_smoothing(peft: bool, tmp_path: Path) -> None:
         run.train()
     assert kept(run).losses[0] == pytest.approx(expected, rel=1e-6)
     assert repr(model).startswith("MultimodalModel(")
+
+
+def test_predicting_with_generate_pads_with_the_language_models_id(tmp_path: Path) -> None:
+    """`Seq2SeqTrainer` asks the model's config for a padding id; rows are `generate`'s, padded with it."""
+    model = composed(eos_token_id=None)
+    arguments = Seq2SeqTrainingArguments(str(tmp_path), predict_with_generate=True, report_to="none", use_cpu=True)
+    run = Seq2SeqTrainer(model, arguments)
+    rows = samples(2)
+    predicted = run.predict(rows, max_new_tokens=2, do_sample=False).predictions
+    inputs = {name: value for name, value in joined(rows).items() if name != "labels"}
+    expected = model.eval().generate(**inputs, max_new_tokens=2, do_sample=False)
+    assert predicted[:, : expected.shape[1]].tolist() == expected.tolist()
+    assert (model.config.pad_token_id, copy.deepcopy(model.config).pad_token_id) == (0, 0)
+    with pytest.raises(AttributeError, match="vocab_size"):
+        _ = model.config.vocab_size
 
 
 def test_evaluation_during_training(tmp_path: Path) -> None:

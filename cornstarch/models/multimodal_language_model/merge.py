@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from cornstarch.errors import ModalityMismatchError
+from cornstarch.errors import ArgumentError, ModalityMismatchError
 
 IGNORE_INDEX = -100  # the label of positions that carry no loss, as everywhere in PyTorch
 
@@ -96,6 +96,26 @@ def scatter_features(inputs_embeds: Tensor, mask: Tensor, features: Tensor) -> T
 def mask_labels(labels: Tensor, mask: Tensor) -> Tensor:
     """Labels (B, S) with positions of a modality (B, S) taken out of the loss."""
     return labels.masked_fill(mask.to(labels.device), IGNORE_INDEX)
+
+
+def unshifted(shift_labels: Tensor) -> Tensor:
+    """Labels in their own places, of labels that stand where they are predicted.
+
+    Args:
+        shift_labels: (B, S), at each position the label of the next.
+
+    Returns:
+        (B, S), for which a causal language model's loss is the same.
+
+    Raises:
+        ArgumentError: if the last position has a label, which has no place in the batch.
+    """
+    if not (shift_labels[:, -1:] == IGNORE_INDEX).all():
+        raise ArgumentError(
+            "shift_labels have a label at the last position, of a token that is not in the batch; set it to -100, or "
+            "pass labels"
+        )
+    return torch.cat([torch.full_like(shift_labels[:, :1], IGNORE_INDEX), shift_labels[:, :-1]], dim=1)
 
 
 def warn_if_counted(labels: Tensor | None, kept: Tensor | None, modalities: list[str]) -> None:

@@ -75,7 +75,7 @@ class MultimodalModel(Composition):
         names = dict.fromkeys(sorted(reserved))
         for key, encoder in self._modal_encoders.items():
             names.update(dict.fromkeys(routing.encoder_names(key, encoder, reserved)))
-        return (*(name for name in names if name.isidentifier()), "output_logits")
+        return (*(name for name in names if name.isidentifier()), "output_logits", "shift_labels")
 
     @property
     def modality_token_ids(self) -> dict[str, int]:
@@ -121,8 +121,9 @@ class MultimodalModel(Composition):
             inputs_embeds: (B, S, D), instead of looking up `input_ids`; with `input_ids` features are still merged.
             encoder_outputs: modality key to an encoder's output (after its module callback, before its projector),
                 instead of its input.
-            **inputs: encoders' inputs (`pixel_values`, `input_features`, ...), arguments of the language model, and
-                `output_logits=True` to get logits in training mode with labels too.
+            **inputs: encoders' inputs (`pixel_values`, `input_features`, ...), arguments of the language model,
+                `output_logits=True` to get logits in training mode with labels too, and `shift_labels` (B, S) in place
+                of labels, as some collators make them: at each position the label of the next.
 
         Returns:
             The language model's own output class, with `loss` (None without labels) and `logits` (B, S, V), which are
@@ -137,8 +138,13 @@ class MultimodalModel(Composition):
         output_logits = bool(inputs.pop("output_logits", False))
         if inputs.pop("return_dict", None) is False:
             raise ArgumentError("return_dict=False is not supported; call .to_tuple() on the output")
+        if inputs.get("shift_labels") is not None:  # as everywhere in `transformers`, they go before labels
+            _check_shapes(input_ids, inputs_embeds, inputs["shift_labels"])
+            labels = merge.unshifted(inputs["shift_labels"])
+        inputs.pop("shift_labels", None)
         reserved = routing.language_model_names(self.language_model)
-        prepared = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
+        given = {"input_ids": input_ids, "attention_mask": attention_mask}
+        prepared = {**given, "labels": labels, "inputs_embeds": inputs_embeds, **inputs}
         routing.refuse_unknown(inputs, self._input_names)
         routed, rest = routing.route(self._modal_encoders, reserved, prepared, _ready(encoder_outputs))
         rest.pop("input_ids", None)
