@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PromptTuningConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -87,6 +88,15 @@ def test_models_that_do_not_heed_a_mask_say_so(family: str) -> None:
         with pytest.raises(ArgumentError, match=f"(?i){family}.*4-D attention_mask: it (fails|does not)"):
             model(input_ids=TOKENS, attention_mask=blocks())
     model(input_ids=TOKENS, attention_mask=torch.ones_like(TOKENS))
+
+
+def test_a_learned_prompt_and_a_ready_mask_are_refused_together() -> None:
+    """While the prompt is active only: the base alone heeds the mask."""
+    lm = get_peft_model(language_model("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    model = MultimodalModel({}, lm)
+    with pytest.raises(ArgumentError, match="learned prompt"):
+        model(input_ids=TOKENS, attention_mask=blocks())
+    MultimodalModel({}, lm.get_base_model())(input_ids=TOKENS, attention_mask=blocks())
 
 
 def test_a_model_is_asked_once_and_left_as_it_was() -> None:

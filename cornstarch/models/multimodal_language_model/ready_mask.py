@@ -52,6 +52,11 @@ def check(language_model: nn.Module, embeds: Tensor) -> None:
         ArgumentError: with the reason.
     """
     base = freezing.unwrap(language_model)
+    if freezing.learns_prompt(language_model):
+        raise ArgumentError(
+            "a ready 4-D attention_mask has no place for the learned prompt of PEFT's prompt learning: pass a mask of "
+            "shape (batch, positions), or use adapters of another kind, such as LoRA"
+        )
     known = _ANSWERS.setdefault(base, {})
     kind = str(getattr(getattr(base, "config", None), "_attn_implementation", ""))
     if kind not in known:
@@ -64,8 +69,6 @@ def check(language_model: nn.Module, embeds: Tensor) -> None:
 
 
 def _why_not(language_model: nn.Module, embeds: Tensor) -> str | None:
-    if freezing.learns_prompt(language_model):
-        return "its learned prompt has no place in the mask"
     first, other = torch.randn(2, 1, _LENGTH, embeds.shape[-1], generator=torch.Generator().manual_seed(0)).to(embeds)
     changed = torch.cat([other[:, :1], first[:, 1:]], dim=1)  # at position 0 only
     causal = torch.ones(1, 1, _LENGTH, _LENGTH, dtype=torch.bool, device=embeds.device).tril()
@@ -77,6 +80,8 @@ def _why_not(language_model: nn.Module, embeds: Tensor) -> str | None:
                 (_logits(language_model, first, mask) - _logits(language_model, changed, mask)).abs().max().item()
                 for mask in (causal, hidden)
             )
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # whatever it fails with is the reason
             return f"it fails on one ({type(error).__name__}: {error})"
     # Not `unseen > ...`: a NaN is no answer either.
