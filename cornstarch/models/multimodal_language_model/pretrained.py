@@ -39,7 +39,7 @@ from cornstarch.models.multimodal_language_model.projector import MultimodalProj
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _FORMAT = 1
 _MOST_TIMES = 2  # that a part may be larger than what was saved; which weights are missing is said once it is built
-_MOST_READS = 20  # of a folder that is saved into all the while
+_MOST_READS = 50  # of a folder that is saved into all the while
 _ADAPTER_NAME = re.compile(r"(?!.*\.\.)[^/\\]+")
 _CALLBACK_NAMES = ("preprocess_callback", "postprocess_module_callback", "postprocess_projector_callback")
 _WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
