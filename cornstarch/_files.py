@@ -22,7 +22,7 @@ except ImportError:  # not on every system
     fcntl = None  # type: ignore[assignment]
 
 Read = TypeVar("Read")
-_MOST_READS = 20  # of a folder that is saved into all the while
+_MOST_READS = 50  # of a folder that is saved into all the while
 _DAMAGE = (AttributeError, IndexError, KeyError, TypeError)  # from reading a description that is not as it was written
 
 

@@ -187,8 +187,15 @@ class Loop:
         Raises:
             TrainingError: if no token is labelled, no gradient arises, or something is not finite.
         """
-        started = time.perf_counter()
+        started, before = time.perf_counter(), self.batches.state_dict()
         batch = next(self.batches)
+        try:
+            return self._take(batch, started)
+        except TrainingError:
+            self.batches.load_state_dict(before)  # the step can be taken again
+            raise
+
+    def _take(self, batch: StepBatch, started: float) -> StepRecord:
         step = self.step + 1
         labelled = [labelled_tokens(micro) for micro in batch.micro_batches]
         if not sum(labelled):
@@ -204,14 +211,12 @@ class Loop:
                 self._accumulate(self._placed(micro), count / sum(labelled), values)
         parts, norms = self._grad_norms(step)
         self._tell("on_gradients")
-        total = norms.norm() if self.max_grad_norm is not None else None
-        names = list(values)
-        numbers = torch.stack([*(torch.as_tensor(values[name], dtype=torch.float64) for name in names)]).tolist()
-        figures, lengths = dict(zip(names, numbers, strict=True)), [float(norm) for norm in norms.tolist()]
+        # The numbers are fetched from the device here, once everything is under way there.
+        figures = {name: float(value) for name, value in values.items()}
+        lengths = [float(length) for length in norms.tolist()]
         self._refuse_non_finite(step, batch, figures["loss"], dict(zip(parts, lengths, strict=True)))
-        if total is not None:
-            assert self.max_grad_norm is not None
-            clip_grads_with_norm_(self._trained(), self.max_grad_norm, total)
+        if self.max_grad_norm is not None:
+            clip_grads_with_norm_(self._trained(), self.max_grad_norm, norms.norm())
         self.optimizer.step()
         self.step = step
         return StepRecord(
@@ -236,11 +241,11 @@ class Loop:
             for name, term in self.loss_terms.items():
                 value = term(self.model, micro, output)
                 loss = loss + value
-                values[f"loss/{name}"] = values.get(f"loss/{name}", 0) + value.detach().cpu() * share
+                values[f"loss/{name}"] = values.get(f"loss/{name}", 0) + value.detach() * share
         with torch.no_grad():
             for name, metric in self.metrics.items():
                 values[name] = values.get(name, 0) + metric(micro, output) * share
-        values["loss"] = values.get("loss", 0) + loss.detach().cpu() * share
+        values["loss"] = values.get("loss", 0) + loss.detach() * share
         if loss.requires_grad:  # a micro-batch of text has no gradient for anybody where only encoders train
             (loss * share).backward()
 
@@ -271,8 +276,8 @@ class Loop:
         gradients = {part: found for part, found in gradients.items() if found}
         if not gradients:
             raise TrainingError(f"step {step}: nothing that trains had any part in the loss, so it cannot fall")
-        lengths = [torch.stack(torch._foreach_norm(found)).norm().double().cpu() for found in gradients.values()]
-        return list(gradients), torch.stack(lengths)
+        lengths = [torch.stack(torch._foreach_norm(found)).norm() for found in gradients.values()]
+        return list(gradients), torch.stack([length.to(lengths[0]) for length in lengths])
 
     def _refuse_non_finite(self, step: int, batch: StepBatch, loss: float, norms: Mapping[str, float]) -> None:
         if math.isfinite(loss) and all(map(math.isfinite, norms.values())):

@@ -94,7 +94,7 @@ def train(
     resumed = checkpoints.last(folder.checkpoints) if config.run.resume else None
     model, processor = _model(config, resumed)
     model.to(device)
-    _speed_up(model, config)
+    speed_up(model, gradient_checkpointing=training.gradient_checkpointing, compile=training.compile)
     collator = Collator(processor, config.data.max_length, config.data.turns)
     batches = Batches(
         source,
@@ -169,10 +169,17 @@ def _model(config: TrainConfig, resumed: Path | None) -> tuple[MultimodalModel, 
     return model, processor
 
 
-def _speed_up(model: MultimodalModel, config: TrainConfig) -> None:
-    if config.training.gradient_checkpointing:
+def speed_up(model: MultimodalModel, *, gradient_checkpointing: bool, compile: bool) -> None:
+    """Trade memory for work, or the time of the first step for that of all others; no number changes.
+
+    Args:
+        model: changed in place.
+        gradient_checkpointing: recompute activations in the backward pass.
+        compile: compile every layer with `torch.compile`, when it first runs.
+    """
+    if gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    if config.training.compile:
+    if compile:
         for modules in model.parts.values():
             for layer in anatomy.layers(modules[0]):
                 layer.compile()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from peft import IA3Config, LoraConfig, PromptTuningConfig, TaskType, get_peft_model
+from peft import IA3Config, LoraConfig, PromptTuningConfig, TaskType, get_peft_model, inject_adapter_in_model
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -141,6 +141,41 @@ def test_freezing_and_thawing_trains_adapters_not_the_base(kind: str) -> None:
     assert not trainable(model.language_model)
     model.train({"vision": (False, True)}, llm_mode=True)
     assert trainable(model.language_model) == expected
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(target_modules=["q_proj"]),
+        LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]),
+        LoraConfig(target_modules="all-linear", bias="lora_only"),
+    ],
+    ids=["lora", "head", "bias"],
+)
+def test_adapters_injected_into_a_part_train_and_the_base_does_not(config: LoraConfig) -> None:
+    """`inject_adapter_in_model` makes no PeftModel; freezing and thawing gives back what it trains."""
+    lm = inject_adapter_in_model(config, llama(attention_bias=True))
+    expected = trainable(lm)
+    model = composed(lm)
+    model.train(llm_mode=False)
+    assert not trainable(model.language_model)
+    model.train({"vision": (False, True)}, llm_mode=True)
+    assert trainable(model.language_model) == expected
+
+
+def test_adapters_around_the_whole_model_train_and_the_bases_do_not() -> None:
+    """PEFT around the multimodal model: thawing a part trains the adapters in it, of both adapters the active one."""
+    model = composed(llama(), clip())
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"]), adapter_name="one")
+    wrapped.add_adapter("two", LoraConfig(target_modules=["q_proj"]))
+    wrapped.set_adapter("two")
+    expected = trainable(model)
+    model.train({"vision": (False, False)}, llm_mode=False)
+    assert not trainable(model)
+    model.train({"vision": (True, False)}, llm_mode=True)
+    assert trainable(model) == expected
+    assert expected
+    assert all(".two." in name for name in expected)
 
 
 def test_freezing_and_thawing_a_wrapped_encoder() -> None:

@@ -11,7 +11,14 @@ import transformers
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import CLIPVisionConfig, CLIPVisionModel, Trainer, TrainingArguments
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainingArguments,
+)
 
 from cornstarch.models.multimodal_language_model import ModalEncoderModule, MultimodalModel
 
@@ -265,6 +272,49 @@ def test_evaluation(tmp_path: Path) -> None:
     predicted = run.predict(rows)
     assert predicted.predictions.shape == (4, 13, 64)
     torch.testing.assert_close(torch.as_tensor(predicted.predictions), expected.logits.detach(), rtol=1e-6, atol=1e-6)
+
+
+def smoothed(model: MultimodalModel, rows: list[dict[str, Any]], epsilon: float) -> Tensor:
+    """The loss by hand: position t scores the label of t + 1, (1 - e) of it and e of the mean over the vocabulary."""
+    inputs = joined(rows)
+    labels = inputs.pop("labels")
+    logits = model(**inputs).logits.log_softmax(-1)
+    terms = [
+        (1 - epsilon) * -logits[row, place - 1, labels[row, place]] + epsilon * -logits[row, place - 1].mean()
+        for row in range(labels.shape[0])
+        for place in range(1, labels.shape[1])
+        if labels[row, place] != -100
+    ]
+    return torch.stack(terms).mean()
+
+
+@pytest.mark.parametrize("peft", [False, True])
+def test_label_smoothing(peft: bool, tmp_path: Path) -> None:
+    """The loss Trainer smooths is that of a loop over labelled positions, in evaluation and in training; 1e-6."""
+    model = composed(peft)
+    rows = samples(2)
+    run = trainer(model, tmp_path, rows, label_smoothing_factor=0.1)
+    expected = smoothed(model.eval(), rows, 0.1).item()
+    assert run.evaluate(rows)["eval_loss"] == pytest.approx(expected, rel=1e-6)
+    with pytest.warns(UserWarning, match="labels did not reach the model"):
+        run.train()
+    assert kept(run).losses[0] == pytest.approx(expected, rel=1e-6)
+    assert repr(model).startswith("MultimodalModel(")
+
+
+def test_predicting_with_generate_pads_with_the_language_models_id(tmp_path: Path) -> None:
+    """`Seq2SeqTrainer` asks the model's config for a padding id; rows are `generate`'s, padded with it."""
+    model = composed(eos_token_id=None)
+    arguments = Seq2SeqTrainingArguments(str(tmp_path), predict_with_generate=True, report_to="none", use_cpu=True)
+    run = Seq2SeqTrainer(model, arguments)
+    rows = samples(2)
+    predicted = run.predict(rows, max_new_tokens=2, do_sample=False).predictions
+    inputs = {name: value for name, value in joined(rows).items() if name != "labels"}
+    expected = model.eval().generate(**inputs, max_new_tokens=2, do_sample=False)
+    assert predicted[:, : expected.shape[1]].tolist() == expected.tolist()
+    assert (model.config.pad_token_id, copy.deepcopy(model.config).pad_token_id) == (0, 0)
+    with pytest.raises(AttributeError, match="vocab_size"):
+        _ = model.config.vocab_size
 
 
 def test_evaluation_during_training(tmp_path: Path) -> None:

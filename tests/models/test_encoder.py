@@ -6,8 +6,24 @@ import pytest
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
-from transformers import ConvNextConfig, ConvNextModel, SamVisionConfig, SamVisionModel
+from transformers import (
+    ConvNextConfig,
+    ConvNextModel,
+    MllamaVisionModel,
+    MobileNetV1Config,
+    MobileNetV1Model,
+    MobileViTConfig,
+    MobileViTModel,
+    Sam2VisionModel,
+    SamVisionConfig,
+    SamVisionModel,
+)
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.mllama.configuration_mllama import MllamaVisionConfig
+from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniAudioEncoderConfig
+from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
+from transformers.models.sam2.configuration_sam2 import Sam2HieraDetConfig, Sam2VisionConfig
+from transformers.models.sam2.modeling_sam2 import Sam2HieraDetModel
 
 from cornstarch import (
     ArgumentError,
@@ -270,6 +286,173 @@ def test_maps_that_are_not_square() -> None:
     assert maps.shape[2:] == (2, 3)
     loop = torch.stack([torch.stack([image[:, h, w] for h in range(2) for w in range(3)]) for image in maps])
     assert torch.equal(encoder(pixel_values=pixels), loop)
+
+
+class ChannelsLast(nn.Module):
+    """A convolution whose map has its width last; nothing but the projector says how wide it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 8, 1)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.convolution(pixel_values).permute(0, 2, 3, 1)
+
+
+def test_the_projector_says_which_axis_of_a_map_is_the_width() -> None:
+    """A map (N, H, W, 8) before Linear(8, 24): position h * W + w is the projection of the map there; 1e-5."""
+    tower, linear = ChannelsLast(), nn.Linear(8, 24)
+    model = composed(ModalEncoderModule(tower, MultimodalProjector(None, linear))).eval()
+    pixels = torch.randn(2, 3, 4, 5)
+    expected = torch.stack(
+        [
+            torch.stack([linear(tower.convolution(image)[:, h, w]) for h in range(4) for w in range(5)])
+            for image in pixels
+        ]
+    )
+    torch.testing.assert_close(model.x_encoder(pixel_values=pixels), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_map_that_does_not_show_its_width_is_an_error() -> None:
+    """8 x 8 pixels of width 8: either axis may be it, so nothing is guessed; neither with no width known at all."""
+    model = composed(ModalEncoderModule(ChannelsLast(), MultimodalProjector(None, nn.Linear(8, 24))))
+    with pytest.raises(ArgumentError, match=r"ChannelsLast.*\(2, 8, 8, 8\).*\(inputs, positions, width\)"):
+        model.x_encoder(pixel_values=torch.randn(2, 3, 8, 8))
+    with pytest.raises(ArgumentError, match=r"takes width 8.*\(2, 4, 4, 9\)"):
+        model.x_encoder.project(torch.randn(2, 4, 4, 9))
+    unknown = ModalEncoderModule(ChannelsLast(), MultimodalProjector(None, nn.Identity()))
+    with pytest.raises(ArgumentError, match="do not show"):
+        unknown(pixel_values=torch.randn(1, 3, 4, 4))
+
+
+def test_a_square_of_a_known_type() -> None:
+    """ConvNeXt has the width behind the inputs even where a map is as wide as it is high; exact."""
+    tower = ConvNextModel(ConvNextConfig(hidden_sizes=[8], depths=[1], num_stages=1, patch_size=4)).eval()
+    encoder = ModalEncoderModule(tower, MultimodalProjector(None, nn.Linear(8, 24)))
+    pixels = torch.randn(1, 3, 32, 32)
+    maps = tower(pixels).last_hidden_state
+    assert maps.shape == (1, 8, 8, 8)
+    expected = encoder.projector(maps.permute(0, 2, 3, 1).reshape(1, 64, 8))
+    assert torch.equal(encoder(pixel_values=pixels), expected)
+
+
+def sam2(whole: bool) -> nn.Module:
+    stages = {"embed_dim_per_stage": [8, 12], "num_attention_heads_per_stage": [1, 2], "blocks_per_stage": [1, 1]}
+    backbone = Sam2HieraDetConfig(
+        hidden_size=8,
+        image_size=[32, 32],
+        num_query_pool_stages=1,
+        window_size_per_stage=[4, 2],
+        global_attention_blocks=[],
+        window_positional_embedding_background_size=[4, 4],
+        **stages,
+    )
+    if not whole:
+        return Sam2HieraDetModel(backbone)
+    config = Sam2VisionConfig(
+        backbone_config=backbone,
+        backbone_channel_list=[12, 8],
+        backbone_feature_sizes=[[8, 8], [4, 4]],
+        fpn_hidden_size=16,
+        fpn_top_down_levels=[0, 1],
+        num_feature_levels=2,
+    )
+    return Sam2VisionModel(config)
+
+
+def mobilevit() -> nn.Module:
+    sizes = {"hidden_sizes": [8, 12, 16], "neck_hidden_sizes": [4, 8, 8, 12, 12, 16, 20]}
+    return MobileViTModel(MobileViTConfig(image_size=32, patch_size=2, num_attention_heads=2, mlp_ratio=1.0, **sizes))
+
+
+def mllama() -> nn.Module:
+    return MllamaVisionModel(
+        MllamaVisionConfig(
+            hidden_size=16,
+            attention_heads=2,
+            num_hidden_layers=2,
+            num_global_layers=1,
+            intermediate_size=16,
+            image_size=16,
+            patch_size=8,
+            max_num_tiles=2,
+            supported_aspect_ratios=[[1, 1], [1, 2]],
+            intermediate_layers_indices=[0],
+            vision_output_dim=32,
+        )
+    )
+
+
+TOWERS: dict[str, Any] = {  # tower, its width, its width last, its input
+    "sam2": (lambda: sam2(True), 12, True, {"pixel_values": torch.randn(2, 3, 32, 32)}),
+    "sam2-backbone": (lambda: sam2(False), 12, True, {"pixel_values": torch.randn(2, 3, 32, 32)}),
+    "mobilevit": (mobilevit, 20, False, {"pixel_values": torch.randn(2, 3, 32, 32)}),
+    "mllama": (
+        mllama,
+        32,
+        True,
+        {
+            "pixel_values": torch.randn(2, 1, 2, 3, 16, 16),
+            "aspect_ratio_ids": torch.tensor([[2], [1]]),
+            "aspect_ratio_mask": torch.tensor([[[1, 1]], [[1, 0]]]),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("name", TOWERS)
+def test_widths_that_configs_do_not_state_plainly(name: str, given: bool) -> None:
+    """Rows equal the projector on the tower's own map, moved by hand; with a projector and with one made; 1e-5."""
+    make, width, last, inputs = TOWERS[name]
+    torch.manual_seed(0)
+    projector = MultimodalProjector(None, nn.Linear(width, 24)) if given else None
+    encoder = ModalEncoderModule(make(), projector)
+    model = composed(encoder).eval()
+    maps = encoder.module(**inputs).last_hidden_state
+    rows = maps.flatten(1, -2) if last else maps.permute(0, 2, 3, 1).flatten(1, 2)
+    assert rows.shape[-1] == width
+    expected = encoder.projector(rows)
+    torch.testing.assert_close(encoder(**inputs), expected, rtol=1e-5, atol=1e-5)
+    positions = torch.full((2, rows.shape[1]), IMAGE)
+    model(input_ids=positions, **inputs)
+
+
+def test_a_width_that_only_the_running_encoder_shows() -> None:
+    """MobileNet's config names no width of its output; it is asked on the meta device."""
+    tower = MobileNetV1Model(MobileNetV1Config(image_size=32, depth_multiplier=0.25)).eval()
+    encoder = ModalEncoderModule(tower)
+    composed(encoder).eval()
+    assert encoder.projector.widths[0] == tower(torch.randn(1, 3, 32, 32)).last_hidden_state.shape[1]
+
+
+def test_the_width_of_a_sounds_tower_with_a_projection_of_its_own() -> None:
+    """Qwen2.5-Omni's audio tower yields `output_dim`, not `d_model`."""
+    config = Qwen2_5OmniAudioEncoderConfig(
+        d_model=16, output_dim=20, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=16, num_mel_bins=8
+    )
+    encoder = ModalEncoderModule(Qwen2_5OmniAudioEncoder(config))
+    composed(encoder)
+    lengths = torch.tensor([100])
+    rows = encoder.module(torch.randn(8, 100), feature_lens=lengths, aftercnn_lens=(lengths - 1) // 2 + 1)
+    assert encoder.projector.widths[0] == rows.last_hidden_state.shape[-1] == 20
+
+
+def test_a_wrapper_whose_configs_word_is_not_its_width() -> None:
+    """Two layers side by side behind a config that says one layer's width: the projector is believed."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tower = parts.clip()
+            self.config = self.tower.config
+
+        def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+            rows = self.tower(pixel_values).last_hidden_state
+            return torch.cat([rows, rows], dim=-1)
+
+    model = composed(ModalEncoderModule(Twice(), MultimodalProjector(None, nn.Linear(32, 24))))
+    model(input_ids=ids(5), pixel_values=torch.randn(1, 3, 16, 16))
 
 
 @pytest.mark.parametrize("family", ["qwen2-vl", "qwen2.5-vl"])

@@ -1,6 +1,7 @@
 """The forward pass: what goes where, what comes out, and what is refused."""
 
 import copy
+import inspect
 import re
 from typing import Any
 
@@ -610,6 +611,54 @@ def test_additional_args_reach_callbacks_only() -> None:
         model(**inputs, scale=2.0).logits, composed()(**{**inputs, "pixel_values": inputs["pixel_values"] * 2}).logits
     )
     assert seen == {"before": 2.0, "after": 2.0, "last": 2.0}
+
+
+@pytest.mark.parametrize("name", ["labels", "inputs_embeds", "attention_mask"])
+def test_additional_args_may_be_the_language_models(name: str) -> None:
+    """An argument of the language model that an encoder's callback asks for reaches both."""
+    seen: dict[str, Any] = {}
+
+    def before(inputs: dict[str, Any]) -> dict[str, Any]:
+        seen.update(inputs)
+        return inputs
+
+    encoder = ModalEncoderModule(vision(), additional_args=(name,), preprocess_callback=before)
+    model, inputs = composed(encoders={"vision": encoder}), batch()
+    embeds = model.get_input_embeddings()(inputs["input_ids"].masked_fill(inputs["input_ids"] == IMAGE, 0))
+    given = {"inputs_embeds": embeds, "attention_mask": torch.ones_like(inputs["input_ids"])}
+    given["labels"] = inputs["input_ids"].masked_fill(inputs["input_ids"] == IMAGE, -100)
+    output = model(**{**inputs, name: given[name]})
+    assert seen[name] is given[name]
+    close(output.logits, composed()(**inputs).logits)
+    assert (output.loss is None) == (name != "labels")
+
+
+def test_two_encoders_of_one_name_one_of_them_ready() -> None:
+    """The message says under which name the input of the other goes."""
+    model = composed(encoders={"vision": ModalEncoderModule(vision()), "audio": ModalEncoderModule(vision(2))})
+    ids = row(5, IMAGE, SOUND, 6, sound=FEATURES)[None]
+    ready = {"vision": model.encoders["vision"].module(images(1)).last_hidden_state}
+    with pytest.raises(ArgumentError, match=r"'vision'.*meant for 'audio', pass audio_pixel_values"):
+        model(input_ids=ids, encoder_outputs=ready, pixel_values=images(1))
+    model(input_ids=ids, encoder_outputs=ready, audio_pixel_values=images(1))
+
+
+def test_labels_that_are_shifted_already() -> None:
+    """Hugging Face's own loss on shift_labels, -100 for what is at an image's position: the same, 1e-10."""
+    model, inputs = composed(), batch()
+    ids = inputs["input_ids"]
+    shifted = nn.functional.pad(ids[:, 1:], (0, 1), value=-100)
+    kept = shifted.masked_fill(shifted == IMAGE, -100)
+    mask = inputs.get("attention_mask")
+    embeds = merged(model, inputs)
+    expected = model.language_model(inputs_embeds=embeds, attention_mask=mask, labels=ids, shift_labels=kept).loss
+    close(model(**inputs, shift_labels=shifted).loss, expected)
+    close(model(**inputs, labels=torch.full_like(ids, 3), shift_labels=shifted).loss, expected)
+    assert "shift_labels" in inspect.signature(model.forward).parameters
+    with pytest.raises(ArgumentError, match="last position"):
+        model(**inputs, shift_labels=ids.clamp(max=95))
+    with pytest.raises(ArgumentError, match="shape"):
+        model(**inputs, shift_labels=shifted[:, 1:])
 
 
 # --- the language model's callback ------------------------------------------------------------------------------------

@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, TaskType, get_peft_model
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, GenerationConfig
 
+from cornstarch import ArgumentError
 from cornstarch.models.multimodal_language_model import ModalEncoderModule, MultimodalModel
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -26,12 +27,15 @@ _COMMON = {
     "bos_token_id": 1,
     "eos_token_id": None,  # tests that stop say where
 }
+_NO_DROP = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 LANGUAGE_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", {"num_key_value_heads": 2}),
     "opt": ("OPTForCausalLM", {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0}),
     "gpt2": ("GPT2LMHeadModel", {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
     "falcon-alibi": ("FalconForCausalLM", {"alibi": True, "multi_query": False}),
     "gpt-neox": ("GPTNeoXForCausalLM", {}),
+    "roberta": ("RobertaForCausalLM", {"is_decoder": True, **_NO_DROP}),  # positions begin behind the padding id
+    "xlm-roberta": ("XLMRobertaForCausalLM", {"is_decoder": True, "pad_token_id": 1, "bos_token_id": 2, **_NO_DROP}),
 }
 
 
@@ -500,3 +504,26 @@ def test_no_prompt_is_an_error() -> None:
     """A ValueError naming `input_ids`."""
     with pytest.raises(ValueError, match="input_ids"):
         composed().generate(pixel_values=images(1))
+
+
+@pytest.mark.parametrize("config", [PromptTuningConfig, PrefixTuningConfig, PromptEncoderConfig])
+def test_prompt_learning_is_refused_with_the_reason(config: Any) -> None:
+    lm = get_peft_model(language_model(), config(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=2))
+    with pytest.raises(ArgumentError, match=r"prompt learning.*LoRA"):
+        composed(lm).generate(ROWS[0][None], pixel_values=images(1), **GREEDY)
+
+
+@pytest.mark.parametrize(
+    "name, sizes",
+    [
+        ("OpenAIGPTLMHeadModel", {"n_embd": 16, "n_layer": 1, "n_head": 2}),
+        ("CTRLLMHeadModel", {"n_embd": 16, "n_layer": 1, "n_head": 2, "dff": 16}),
+        ("XLNetLMHeadModel", {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16}),
+        ("XLMWithLMHeadModel", {"emb_dim": 16, "n_layers": 1, "n_heads": 2}),
+    ],
+)
+def test_models_that_generate_from_ids_only_are_refused_with_the_reason(name: str, sizes: dict[str, Any]) -> None:
+    cls = getattr(transformers, name)
+    model = composed(cls(cls.config_class(vocab_size=VOCABULARY, **sizes)).double(), {})
+    with pytest.raises(ArgumentError, match=f"{name}.*cannot start from embeddings"):
+        model.generate(torch.tensor([[5, 6]]), **GREEDY)

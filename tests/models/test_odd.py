@@ -100,6 +100,25 @@ def test_language_models_that_embeddings_cannot_drive_are_refused() -> None:
         MultimodalModel({}, LlamaModel(parts.llama().config))
 
 
+_DEEPSEEK = {"head_dim": 16, "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2}
+_DEEPSEEK |= {"q_lora_rank": 8, "o_lora_rank": 8, "o_groups": 2, "qk_rope_head_dim": 8}
+_DEEPSEEK |= {"index_head_dim": 8, "index_n_heads": 2, "index_topk": 4, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    "name, sizes, reason",
+    [
+        ("deepseek_v4", _DEEPSEEK, "routed by token ids"),
+        ("cpmant", {"dim_head": 8, "dim_ff": 16, "num_attention_heads": 2}, "takes no inputs_embeds"),
+    ],
+)
+def test_language_models_that_read_ids_are_refused(name: str, sizes: dict[str, Any], reason: str) -> None:
+    pytest.importorskip(f"transformers.models.{name}")  # not in every release
+    config = AutoConfig.for_model(name, vocab_size=64, hidden_size=16, num_hidden_layers=2, pad_token_id=0, **sizes)
+    with pytest.raises(ArgumentError, match=f"cannot be composed.*{reason}"):
+        MultimodalModel({}, AutoModelForCausalLM.from_config(config))
+
+
 def test_a_config_without_output_classes_is_refused() -> None:
     language_model = parts.llama()
     language_model.config.return_dict = False
@@ -493,3 +512,22 @@ def test_a_layer_that_somebody_patched_stays_patched() -> None:
     model.gradient_checkpointing_disable()
     assert layer.forward is patched
     assert copy.deepcopy(model).language_model is not model.language_model
+
+
+@pytest.mark.parametrize("name", ["rembert", "roformer", "llama"])
+def test_a_cache_in_any_place_is_not_written_twice(name: str) -> None:
+    """Evaluation mode with a cache: gradients with checkpointing equal those without, 1e-6; layers get it anyhow."""
+    torch.manual_seed(0)
+    widths = {"rembert": {"input_embedding_size": 16, "output_embedding_size": 16}}.get(name, {})
+    sizes = {**SIZES, **widths, "is_decoder": True, "max_position_embeddings": 32}
+    model = MultimodalModel({}, AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **sizes))).eval()
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    found = []
+    for on in (False, True):
+        if on:
+            model.gradient_checkpointing_enable()
+        model.zero_grad()
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        found.append({key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None})
+    for key, gradient in found[0].items():
+        torch.testing.assert_close(found[1][key], gradient, rtol=1e-6, atol=1e-6)

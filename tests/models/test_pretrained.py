@@ -6,13 +6,22 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM, ViTConfig, ViTModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    ViTConfig,
+    ViTModel,
+)
 
 from cornstarch import (
     CheckpointError,
@@ -363,6 +372,29 @@ def test_damage_is_named(tmp_path: Path, damage: str, shards: int) -> None:
     parts.vision_model().save_pretrained(tmp_path, max_shard_size="5GB" if shards == 1 else "10KB")
     harm(tmp_path)
     with pytest.raises(error, match=message):
+        MultimodalModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["language_model", "vision_encoder"])
+@pytest.mark.parametrize("adapted", [False, True], ids=["plain", "adapters"])
+def test_a_config_without_entries_costs_no_memory(
+    tmp_path: Path, part: str, adapted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`{}` means the defaults of its class, a model of billions: refused with both sizes before any weight is made."""
+    model = parts.vision_model()
+    if adapted:
+        model.language_model = get_peft_model(model.language_model, LoraConfig(target_modules=["q_proj"]))
+    model.save_pretrained(tmp_path)
+    (tmp_path / part / "config.json").write_text("{}")
+    make = PreTrainedModel._from_config.__func__
+
+    def on_meta_only(cls: Any, config: Any, **kwargs: Any) -> Any:
+        whole = cls.__name__ == ("LlamaForCausalLM" if part == "language_model" else "CLIPVisionModel")
+        assert not whole or torch.get_default_device().type == "meta", "memory is spent"
+        return make(cls, config, **kwargs)
+
+    monkeypatch.setattr(PreTrainedModel, "_from_config", classmethod(on_meta_only))
+    with pytest.raises(CheckpointError, match=rf"{part}.*of [\d,]+ numbers, the weight files hold [\d,]+"):
         MultimodalModel.from_pretrained(tmp_path)
 
 

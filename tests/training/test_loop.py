@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cornstarch import Batches, Callback, Loop, StepRecord, TrainingError, parameter_groups
 from cornstarch.training import OptimizerConfig, make_optimizer, make_schedule
 from cornstarch.training.loop import labelled_tokens
+from cornstarch.training.run import speed_up
 from tests.training import toy
 
 
@@ -194,6 +195,7 @@ def test_numbers_that_are_none_stop_and_are_traced(broken: Callable[[Any], None]
     assert expected.partition(".*")[0] in str(caught.value)
     assert "colour " in str(caught.value)
     assert loop.step == 1
+    assert loop.batches.state_dict() == {"epoch": 0, "step": 1}, "the step can be taken again"
     assert all(
         torch.equal(value, before[name]) or value.isnan().any() for name, value in loop.model.state_dict().items()
     )
@@ -294,6 +296,26 @@ def test_gradients_are_clipped_and_their_length_is_that_before() -> None:
     assert moved == pytest.approx(1e-3, rel=1e-3)  # PyTorch adds 1e-6 to the length it divides by
     assert math.hypot(*record.grad_norms.values()) == pytest.approx(whole, rel=1e-10)
     assert set(record.grad_norms) == {"vision_encoder", "vision_projector", "language_model"}
+
+
+@pytest.mark.parametrize("how", ["checkpointing", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_saving_memory_or_time_changes_no_number(how: str) -> None:
+    """Losses and gradients as without, 1e-5: layers recomputed, or each compiled; language model frozen in one run."""
+    for frozen in (False, True):
+        plain, other = Gradients(), Gradients()
+        losses = []
+        for kept in (plain, other):
+            made = toy.model_and_collator()
+            if frozen:
+                made[0].train({"vision": (True, True)}, llm_mode=False)
+            if kept is other:
+                speed_up(made[0], gradient_checkpointing=how == "checkpointing", compile=how == "compiled")
+            losses.append([record.loss for record in run(make(made=made, callbacks=[kept], steps=2))])
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+        for expected, found in zip(plain.steps, other.steps, strict=True):
+            assert expected.keys() == found.keys()
+            for name, gradient in expected.items():
+                assert (gradient - found[name]).abs().max() <= 1e-5 * max(1, gradient.abs().max()), name
 
 
 def test_bfloat16_is_autocast() -> None:

@@ -25,8 +25,14 @@ from cornstarch.errors import ArgumentError
 _FEATURE_WIDTH_BY_MODEL_TYPE = {
     "sam_vision_model": "output_channels",
     "sam_hq_vision_model": "output_channels",
+    "sam2_hiera_det_model": "embed_dim_per_stage",
+    "mobilevit": "neck_hidden_sizes",
     "mllama_vision_model": "vision_output_dim",
+    "qwen2_5_omni_audio_encoder": "output_dim",
+    "qwen3_omni_moe_audio_encoder": "output_dim",
 }
+# Encoders of transformers whose maps have their width last; those of all others have it behind the inputs.
+_WIDTH_LAST = {"sam2_vision_model", "sam2_hiera_det_model", "edgetam_vision_model", "mllama_vision_model"}
 # Generic names, the most specific first; of a list of widths (hierarchical encoders) the last is the output's.
 _FEATURE_WIDTH_NAMES = ("out_hidden_size", "hidden_size", "d_model", "hidden_sizes", "embed_dim")
 # Where a language model's config states the width of its embedding table (OPT-350m projects it to another).
@@ -51,6 +57,36 @@ def config_embedding_width(config: Any) -> int | None:
 def feature_width(encoder: nn.Module) -> int | None:
     """Width of the rows `encoder` yields, by its config's word or its own; None if neither states it."""
     return config_feature_width(getattr(encoder, "config", None)) or _first_width(encoder, _FEATURE_WIDTH_NAMES)
+
+
+def observed_width(encoder: nn.Module) -> int | None:
+    """Width of the rows a Hugging Face encoder yields, seen on the meta device; None where it cannot be run there.
+
+    Configs name many widths, and the last layer's need not be the output's, so what can be seen is believed first.
+    """
+    fresh = _as_its_config_makes_it(encoder)
+    shape = _example_shape(fresh) if fresh is not None else None
+    if fresh is None or shape is None:
+        return None
+    try:
+        with torch.no_grad():
+            example = torch.empty(shape, dtype=parameter_dtype(fresh), device="meta")
+            rows = _found_in(fresh, fresh.eval()(**{main_input_name(fresh): example}))
+    except Exception:  # it needs values, other sizes or more arguments
+        return None
+    if not isinstance(rows, Tensor) or rows.dim() < 2:
+        return None
+    last = True if rows.dim() <= 3 else _has_width_last(fresh)
+    return None if last is None else int(rows.shape[-1 if last else 1])
+
+
+def _example_shape(encoder: nn.Module) -> tuple[int, ...] | None:
+    """A shape that the main input of an encoder of images or sounds may have."""
+    config = getattr(encoder, "config", None)
+    size = getattr(config, "image_size", None) or 224
+    height, width = (size, size) if isinstance(size, int) else size
+    shapes = {"pixel_values": (1, getattr(config, "num_channels", 3), height, width), "input_values": (1, 16_000)}
+    return shapes.get(main_input_name(encoder))
 
 
 def embedding_width(language_model: nn.Module) -> int:
@@ -109,6 +145,8 @@ KNOWN_KEYWORDS = frozenset(TransformersKwargs.__annotations__) | {
 
 # The cache of a language model, under the names that models and releases of transformers have for it.
 CACHE_NAMES = ("cache", "past_key_values", "past_key_value", "cache_params", "layer_past")
+# What layers call it: RWKV's have another name for it.
+LAYER_CACHE_NAMES = (*CACHE_NAMES, "state")
 
 # Names under which callers and processors know the arguments of towers that take patches and their grid.
 _GRID_TOWER_ALIASES = {
@@ -176,25 +214,22 @@ def main_input_name(encoder: nn.Module) -> str:
 Rows = Tensor | list[Tensor]
 
 
-def hidden_states(encoder: nn.Module, output: Any) -> Rows:
+def hidden_states(encoder: nn.Module, output: Any, width: int | None = None) -> Rows:
     """The hidden states in what an encoder (or a callback after it) returned.
 
     Args:
         encoder: the unwrapped encoder.
         output: a `ModelOutput`, a tuple whose first item is the hidden states, a tensor, or a list of tensors with
             one (T_i, D) tensor per input.
+        width: D, where what comes next says it; None where only the encoder can.
 
     Returns:
         (N, T, D) with one row block per input, (M, D) where inputs are packed, or the list as it was.
 
     Raises:
-        ArgumentError: if nothing in the output has the shape of hidden states.
+        ArgumentError: if nothing in the output has the shape of hidden states, or it does not show which axis is D.
     """
-    if isinstance(output, ModelOutput):
-        merged = getattr(output, "pooler_output", None) if hasattr(encoder, "merger") else None
-        output = merged if merged is not None else getattr(output, "last_hidden_state", None)
-    elif isinstance(output, tuple):
-        output = output[0] if output else None
+    output = _found_in(encoder, output)
     if isinstance(output, list) and all(isinstance(item, Tensor) for item in output):
         return [item.flatten(0, -2) for item in output]
     if not isinstance(output, Tensor) or output.dim() < 2:
@@ -203,15 +238,51 @@ def hidden_states(encoder: nn.Module, output: Any) -> Rows:
             f"{type(encoder).__name__} gave {found} where hidden states were expected: a `last_hidden_state`, "
             "a tensor of shape (inputs, positions, width), or a list with one (positions, width) tensor per input"
         )
-    return _row_major(output, feature_width(encoder)) if output.dim() > 3 else output
+    return output if output.dim() <= 3 else _row_major(encoder, output, width)
 
 
-def _row_major(maps: Tensor, width: int | None) -> Tensor:
+def _found_in(encoder: nn.Module, output: Any) -> Any:
+    """The hidden states as an encoder returned them, of any shape; None if there are none."""
+    if isinstance(output, ModelOutput):
+        merged = getattr(output, "pooler_output", None) if hasattr(encoder, "merger") else None
+        return merged if merged is not None else getattr(output, "last_hidden_state", None)
+    if isinstance(output, tuple):
+        return output[0] if output else None
+    return output
+
+
+def _row_major(encoder: nn.Module, maps: Tensor, width: int | None) -> Tensor:
     """(N, D, H, W) maps, or (N, ..., D) grids of rows, as (N, T, D) with the last axis of positions fastest."""
-    channels_first = maps.shape[1] == width or (maps.shape[-1] != width and width is None)
-    if channels_first:
-        return maps.flatten(2).transpose(1, 2)
-    return maps.flatten(1, -2)
+    if _is_width_last(encoder, maps, width):
+        return maps.flatten(1, -2)
+    return maps.flatten(2).transpose(1, 2)
+
+
+def _is_width_last(encoder: nn.Module, maps: Tensor, width: int | None) -> bool:
+    shape = tuple(maps.shape)
+    wanted = feature_width(encoder) if width is None else width
+    first, last = shape[1] == wanted, shape[-1] == wanted
+    if first != last:
+        return last
+    if width is not None and not first:
+        raise ArgumentError(
+            f"the projector takes width {width}, the encoder (and its callback) gave maps of shape {shape}, "
+            "which have it neither behind the inputs nor last"
+        )
+    known = _has_width_last(encoder)
+    if known is None:
+        raise ArgumentError(
+            f"{type(encoder).__name__} gave maps of shape {shape}, which do not show whether axis 1 or the last is "
+            "the width: return rows of shape (inputs, positions, width)"
+        )
+    return known
+
+
+def _has_width_last(encoder: nn.Module) -> bool | None:
+    """Whether maps of an encoder have their width last, by its type; None if the type is not of transformers."""
+    if not type(encoder).__module__.startswith("transformers."):
+        return None
+    return getattr(getattr(encoder, "config", None), "model_type", "") in _WIDTH_LAST
 
 
 def packed_feature_counts(encoder: nn.Module, inputs: Mapping[str, Any]) -> list[int] | None:
@@ -264,6 +335,13 @@ def first_position(language_model: nn.Module) -> int:
     return 0
 
 
+def generates_from_embeddings(language_model: nn.Module) -> bool:
+    """Whether an unwrapped language model's own `generate` can start from embeddings."""
+    prepare = getattr(language_model, "prepare_inputs_for_generation", None)
+    can_start = prepare is not None and "inputs_embeds" in inspect.signature(prepare).parameters
+    return can_start and hasattr(language_model, "generate")
+
+
 def why_not_by_embeddings(language_model: nn.Module) -> str | None:
     """Why a language model cannot be run on embeddings alone; None if it can."""
     config = getattr(language_model, "config", None)
@@ -272,7 +350,16 @@ def why_not_by_embeddings(language_model: nn.Module) -> str | None:
         return "it is an encoder-decoder model, not a causal language model"
     if getattr(text_config, "hidden_size_per_layer_input", 0):
         return "its layers look token ids up in embeddings of their own, which merged embeddings cannot carry"
+    if "inputs_embeds" not in language_model_arguments(language_model).names:
+        return "its forward takes no inputs_embeds, which merged embeddings are"
+    if any(map(_needs_ids, {type(module) for layer in layers(language_model) for module in layer.modules()})):
+        return "its layers are routed by token ids, which merged embeddings cannot carry"
     return None
+
+
+def _needs_ids(cls: type[nn.Module]) -> bool:
+    ids = inspect.signature(cls.forward).parameters.get("input_ids")
+    return ids is not None and ids.default is ids.empty and not issubclass(cls, nn.Embedding)
 
 
 # --- inside -----------------------------------------------------------------------------------------------------------
@@ -344,14 +431,35 @@ def left_out_modules(module: nn.Module) -> list[str]:
     return [name for name in missing if name.rpartition(".")[0] not in missing]
 
 
+def elements_by_config(cls: type[PreTrainedModel], config: PreTrainedConfig, left_out: Sequence[str]) -> int | None:
+    """How many numbers the weights of a Hugging Face model hold, tied ones under each name.
+
+    Args:
+        cls: its class.
+        config: its config.
+        left_out: submodules that it was made without.
+
+    Returns:
+        The number; None where the class needs more than its config.
+    """
+    made = _on_meta(cls, config)
+    if made is None:
+        return None
+    counts: dict[str, int] = {name: weight.numel() for name, weight in made.state_dict().items()}
+    return sum(count for name, count in counts.items() if not any(name.startswith(f"{gone}.") for gone in left_out))
+
+
 def _as_its_config_makes_it(module: nn.Module) -> nn.Module | None:
     """A Hugging Face module made again from its config, without weights; None where that cannot be done."""
-    if not isinstance(module, PreTrainedModel):
-        return None
+    return _on_meta(type(module), module.config) if isinstance(module, PreTrainedModel) else None
+
+
+def _on_meta(cls: type[PreTrainedModel], config: PreTrainedConfig) -> nn.Module | None:
+    """A Hugging Face module without weights; None where a class needs more than its config."""
     try:
         with torch.device("meta"):
-            return type(module)._from_config(copy.deepcopy(module.config))  # type: ignore[no-any-return]
-    except Exception:  # a class that needs more than its config
+            return cls._from_config(copy.deepcopy(config))  # type: ignore[no-any-return]
+    except Exception:
         return None
 
 

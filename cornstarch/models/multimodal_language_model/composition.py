@@ -6,6 +6,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from cornstarch.errors import ArgumentError
 from cornstarch.models.multimodal_language_model import anatomy, checkpointing, freezing, quantized, routing
@@ -202,6 +203,13 @@ class Composition(PreTrainedModel):  # type: ignore[misc]
             )
 
     # --- what trainers and wrappers ask a Hugging Face model ----------------------------------------------------------
+
+    def _get_name(self) -> str:
+        """A name by which Trainer tells causal language models, whose labels it shifts before it smooths them."""
+        return str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["llama"])
+
+    def __repr__(self) -> str:
+        return super().__repr__().replace(self._get_name(), type(self).__name__, 1)  # type: ignore[no-any-return]
 
     @classmethod
     def can_generate(cls) -> bool:

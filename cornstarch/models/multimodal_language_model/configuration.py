@@ -82,6 +82,9 @@ def _stated(width: int | None, name: str, config: Any) -> int:
     return width
 
 
+_TEXT_NAMES = ("pad_token_id", "bos_token_id", "eos_token_id")
+
+
 class MultimodalConfig(PreTrainedConfig):  # type: ignore[misc]
     """The parts' own configs under one roof, for whoever asks a model for `config`.
 
@@ -105,6 +108,13 @@ class MultimodalConfig(PreTrainedConfig):  # type: ignore[misc]
         self.text_config = text_config
         self.modality_token_ids = dict(modality_token_ids or {})
         super().__init__(**kwargs)  # validates, and asks for the text config while it does
+
+    def __getattr__(self, name: str) -> Any:
+        """The language model's special tokens, which trainers look for here; nothing else."""
+        text_config = vars(self).get("text_config")
+        if name in _TEXT_NAMES and text_config is not None:
+            return getattr(text_config, name, None)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> Any:
         """The language model's config, whatever the arguments (those of `PreTrainedConfig`); itself without one."""

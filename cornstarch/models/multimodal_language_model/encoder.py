@@ -101,8 +101,8 @@ class ModalEncoderModule(nn.Module):
             ArgumentError: if the projector's widths are not the encoder's and `width`, or the encoder's is unknown.
         """
         encoder = freezing.unwrap(self.module)
-        encoder_width = anatomy.feature_width(encoder)
         if self.projector is None:
+            encoder_width = anatomy.observed_width(encoder) or anatomy.feature_width(encoder)
             if encoder_width is None:
                 raise ArgumentError(
                     f"{type(encoder).__name__} states no hidden_size, in its config or itself: set `hidden_size` "
@@ -118,8 +118,11 @@ class ModalEncoderModule(nn.Module):
             self.projector.train(self.training)
         found_in, found_out = self.projector.widths
         reshaped = self.postprocess_module_callback is not None  # a callback may change the width (pixel shuffle)
-        if found_in is not None and encoder_width is not None and found_in != encoder_width and not reshaped:
-            raise ArgumentError(f"the projector takes width {found_in}, the encoder yields width {encoder_width}")
+        if found_in not in (None, anatomy.feature_width(encoder)) and not reshaped:
+            # A config's word refuses nothing: what it does not know of shows when the encoder runs.
+            encoder_width = anatomy.observed_width(encoder)
+            if encoder_width not in (None, found_in):
+                raise ArgumentError(f"the projector takes width {found_in}, the encoder yields width {encoder_width}")
         if found_out is not None and found_out != width and self.postprocess_projector_callback is None:
             raise ArgumentError(f"the projector yields width {found_out}, the language model embeds in width {width}")
 
@@ -159,7 +162,8 @@ class ModalEncoderModule(nn.Module):
             Features, as `forward` returns them.
         """
         encoder, inputs = freezing.unwrap(self.module), dict(inputs or {})
-        hidden = anatomy.hidden_states(encoder, output)
+        width = None if self.projector is None else self.projector.widths[0]
+        hidden = anatomy.hidden_states(encoder, output, width)
         counts = None
         if isinstance(hidden, Tensor):
             hidden, counts = _counted(encoder, inputs, hidden)

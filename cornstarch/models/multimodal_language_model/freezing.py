@@ -47,8 +47,11 @@ def thaw(part: nn.Module) -> None:
         return
     for parameter in part.parameters():
         parameter.requires_grad_(False)
-    for peft_model in adapters:
-        _thaw_adapters(peft_model)
+    for tuner in adapters:
+        _thaw_adapters(tuner)
+    if _is_tuner_layer(adapters[0]):
+        active = {name for layer in adapters if _is_tuner_layer(layer) for name in layer.active_adapters}
+        _thaw_biases(part, getattr(part, "peft_config", {}), active)
 
 
 def thaw_only(part: nn.Module, names: Collection[str]) -> None:
@@ -208,30 +211,47 @@ def _is_peft_model(part: nn.Module) -> bool:
     return peft is not None and isinstance(part, peft.PeftModel)
 
 
+def _is_tuner_layer(module: nn.Module) -> bool:
+    """Whether a module is one that PEFT puts in another's place, to adapt it or to train a copy of it."""
+    peft = sys.modules.get("peft")
+    if peft is None:
+        return False
+    return isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer | peft.utils.other.AuxiliaryTrainingWrapper)
+
+
 def _tuners(part: nn.Module) -> Iterator[Any]:
-    """The outermost PEFT models at or below `part`."""
+    """The outermost PEFT models at or below `part`, and the layers of PEFT that no such model of the part holds."""
     if _is_peft_model(part) or holds_adapters(part):
         yield part
         return
+    if _is_tuner_layer(part):
+        yield part
     for child in part.children():
         yield from _tuners(child)
 
 
-def _thaw_adapters(peft_model: Any) -> None:
+def _thaw_adapters(tuner: Any) -> None:
     """Require gradients for exactly what PEFT itself would train."""
-    if holds_adapters(peft_model):
-        peft_model.set_adapter(peft_model.active_adapters())
+    if _is_tuner_layer(tuner):
+        tuner.set_adapter(list(tuner.active_adapters))
         return
-    active = list(peft_model.active_adapters)
-    if any(peft_model.peft_config[name].is_prompt_learning for name in active):
+    if holds_adapters(tuner):
+        tuner.set_adapter(tuner.active_adapters())
+        return
+    active = list(tuner.active_adapters)
+    if any(tuner.peft_config[name].is_prompt_learning for name in active):
         for name in active:
-            peft_model.prompt_encoder[name].requires_grad_(True)
+            tuner.prompt_encoder[name].requires_grad_(True)
         return
-    tuner = peft_model.base_model
-    tuner.set_adapter(active)  # the adapters' own weights, modules to save, trainable tokens
-    kinds = {getattr(peft_model.peft_config[name], "bias", "none") for name in active}
-    for name, parameter in tuner.named_parameters():
+    tuner.base_model.set_adapter(active)  # the adapters' own weights, modules to save, trainable tokens
+    _thaw_biases(tuner.base_model, tuner.peft_config, active)
+
+
+def _thaw_biases(part: nn.Module, configs: Mapping[str, Any], active: Collection[str]) -> None:
+    """Require gradients for the biases of the base that the configs of active adapters say train with them."""
+    kinds = {getattr(configs[name], "bias", "none") for name in active if name in configs}
+    for name, parameter in part.named_parameters():
         if name.endswith("base_layer.bias"):
-            parameter.requires_grad_(kinds != {"none"})
+            parameter.requires_grad_(kinds - {"none"} != set())
         elif name.endswith(".bias") and "all" in kinds and not any(copy in name for copy in _COPIES):
             parameter.requires_grad_(True)

@@ -9,8 +9,11 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
+
+from cornstarch.errors import ArgumentError
+from cornstarch.models.multimodal_language_model import anatomy, freezing
 
 
 @functools.cache
@@ -23,6 +26,30 @@ def processors_ignore_unknown_ids() -> bool:
     except (IndexError, RuntimeError):
         return False
     return True
+
+
+def check(language_model: nn.Module) -> None:
+    """Refuse to generate with a language model that cannot go on from a merged prompt.
+
+    Args:
+        language_model: wrapped or not.
+
+    Raises:
+        ArgumentError: with the reason.
+    """
+    base = freezing.unwrap(language_model)
+    if freezing.learns_prompt(language_model):
+        raise ArgumentError(
+            "generate does not work with PEFT's prompt learning (prompt tuning, prefix tuning, p-tuning): PEFT puts "
+            "its vectors before token ids, and a merged prompt is embeddings. Training and forward work; to generate, "
+            "use adapters of another kind, such as LoRA"
+        )
+    if not anatomy.generates_from_embeddings(base):
+        raise ArgumentError(
+            f"{type(base).__name__}'s own generate cannot start from embeddings (its prepare_inputs_for_generation "
+            "takes no inputs_embeds), and a merged prompt is embeddings. Training and forward work; to generate, call "
+            "forward for every token, or use another language model"
+        )
 
 
 def ids_within_vocabulary(

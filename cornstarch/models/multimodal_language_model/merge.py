@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from cornstarch.errors import ModalityMismatchError
+from cornstarch.errors import ArgumentError, ModalityMismatchError
 
 IGNORE_INDEX = -100  # the label of positions that carry no loss, as everywhere in PyTorch
 
@@ -98,9 +98,42 @@ def mask_labels(labels: Tensor, mask: Tensor) -> Tensor:
     return labels.masked_fill(mask.to(labels.device), IGNORE_INDEX)
 
 
-def warn_if_counted(labels: Tensor, kept: Tensor) -> None:
-    """Warn if labels that carry no loss were there to be counted, so that the loss is divided by too much."""
-    if not torch.equal(labels, kept):
+def unshifted(shift_labels: Tensor) -> Tensor:
+    """Labels in their own places, of labels that stand where they are predicted.
+
+    Args:
+        shift_labels: (B, S), at each position the label of the next.
+
+    Returns:
+        (B, S), for which a causal language model's loss is the same.
+
+    Raises:
+        ArgumentError: if the last position has a label, which has no place in the batch.
+    """
+    if not (shift_labels[:, -1:] == IGNORE_INDEX).all():
+        raise ArgumentError(
+            "shift_labels have a label at the last position, of a token that is not in the batch; set it to -100, or "
+            "pass labels"
+        )
+    return torch.cat([torch.full_like(shift_labels[:, :1], IGNORE_INDEX), shift_labels[:, :-1]], dim=1)
+
+
+def warn_if_counted(labels: Tensor | None, kept: Tensor | None, modalities: list[str]) -> None:
+    """Warn of labels at modality positions that somebody outside the model counts, or computes a loss on.
+
+    Args:
+        labels: (B, S) as they were given, None if they did not reach the model.
+        kept: (B, S), those of them that carry a loss.
+        modalities: those that the batch has.
+    """
+    if labels is None and modalities:
+        warnings.warn(
+            "num_items_in_batch was given, labels did not reach the model (Trainer keeps them for label smoothing and "
+            "for a loss of the caller's own): the model cannot ignore labels at modality positions then, they must "
+            "be -100 there in the data",
+            stacklevel=2,
+        )
+    if labels is not None and kept is not None and not torch.equal(labels, kept):
         warnings.warn(
             "labels at modality positions are not -100: whoever counted num_items_in_batch counted them too, so the "
             "loss is divided by too much. Set labels to -100 there before they are counted",

@@ -18,6 +18,7 @@ from cornstarch.models.multimodal_language_model import (
     freezing,
     generation,
     merge,
+    ready_mask,
     routing,
 )
 from cornstarch.models.multimodal_language_model.anatomy import Rows
@@ -74,7 +75,7 @@ class MultimodalModel(Composition):
         names = dict.fromkeys(sorted(reserved))
         for key, encoder in self._modal_encoders.items():
             names.update(dict.fromkeys(routing.encoder_names(key, encoder, reserved)))
-        return (*(name for name in names if name.isidentifier()), "output_logits")
+        return (*(name for name in names if name.isidentifier()), "output_logits", "shift_labels")
 
     @property
     def modality_token_ids(self) -> dict[str, int]:
@@ -120,8 +121,9 @@ class MultimodalModel(Composition):
             inputs_embeds: (B, S, D), instead of looking up `input_ids`; with `input_ids` features are still merged.
             encoder_outputs: modality key to an encoder's output (after its module callback, before its projector),
                 instead of its input.
-            **inputs: encoders' inputs (`pixel_values`, `input_features`, ...), arguments of the language model, and
-                `output_logits=True` to get logits in training mode with labels too.
+            **inputs: encoders' inputs (`pixel_values`, `input_features`, ...), arguments of the language model,
+                `output_logits=True` to get logits in training mode with labels too, and `shift_labels` (B, S) in place
+                of labels, as some collators make them: at each position the label of the next.
 
         Returns:
             The language model's own output class, with `loss` (None without labels) and `logits` (B, S, V), which are
@@ -130,21 +132,27 @@ class MultimodalModel(Composition):
         Raises:
             UnknownArgumentError: for a keyword that no part takes.
             ModalityMismatchError: if positions and features do not pair.
-            ArgumentError: if there is nothing to run on, or `return_dict=False` is asked for.
+            ArgumentError: if there is nothing to run on, the language model does not heed a ready mask, or
+                `return_dict=False` is asked for.
         """
         output_logits = bool(inputs.pop("output_logits", False))
         if inputs.pop("return_dict", None) is False:
             raise ArgumentError("return_dict=False is not supported; call .to_tuple() on the output")
+        if inputs.get("shift_labels") is not None:  # as everywhere in `transformers`, they go before labels
+            _check_shapes(input_ids, inputs_embeds, inputs["shift_labels"])
+            labels = merge.unshifted(inputs["shift_labels"])
+        inputs.pop("shift_labels", None)
         reserved = routing.language_model_names(self.language_model)
-        prepared = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
+        given = {"input_ids": input_ids, "attention_mask": attention_mask}
+        prepared = {**given, "labels": labels, "inputs_embeds": inputs_embeds, **inputs}
         routing.refuse_unknown(inputs, self._input_names)
         routed, rest = routing.route(self._modal_encoders, reserved, prepared, _ready(encoder_outputs))
         rest.pop("input_ids", None)
         rest = routing.name_cache(self.language_model, rest)
         features = self._encode(routed, encoder_outputs)
         inputs_embeds, kept_labels = self._merge(input_ids, inputs_embeds, labels, features)
-        if labels is not None and kept_labels is not None and "num_items_in_batch" in rest:
-            merge.warn_if_counted(labels, kept_labels)
+        if "num_items_in_batch" in rest:
+            merge.warn_if_counted(labels, kept_labels, list(features))
         labels = kept_labels
 
         arguments = self._with_defaults({**rest, "inputs_embeds": inputs_embeds, "labels": labels})
@@ -157,14 +165,26 @@ class MultimodalModel(Composition):
     def _with_defaults(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Positions that follow the attention mask, and no cache where none is read, unless the caller said else."""
         taken = anatomy.language_model_arguments(freezing.unwrap(self.language_model)).names
-        mask = arguments.get("attention_mask")
-        wanted = "position_ids" in taken and "position_ids" not in arguments
-        if wanted and mask is not None and mask.dim() == 2 and not freezing.learns_prompt(self.language_model):
-            length = arguments["inputs_embeds"].shape[1]
-            arguments["position_ids"] = merge.positions_from_mask(mask, length) + self._first_position
+        embeds, mask = arguments["inputs_embeds"], arguments.get("attention_mask")
+        if ready_mask.is_ready(mask):
+            ready_mask.check(self.language_model, embeds)
+            arguments["attention_mask"] = ready_mask.additive(mask, embeds.dtype)
+        if "position_ids" in taken and "position_ids" not in arguments:
+            positions = self._positions(mask, embeds, any(name in arguments for name in anatomy.CACHE_NAMES))
+            arguments |= {} if positions is None else {"position_ids": positions}
         if "use_cache" in taken and self.training and not any(name in arguments for name in anatomy.CACHE_NAMES):
             arguments.setdefault("use_cache", False)
         return arguments
+
+    def _positions(self, mask: Any, embeds: Tensor, cached: bool) -> Tensor | None:
+        """Position ids (B or 1, S) that a mask stands for; None where they are the language model's business."""
+        if not isinstance(mask, Tensor) or freezing.learns_prompt(self.language_model):
+            return None
+        if mask.dim() == 2:
+            return merge.positions_from_mask(mask, embeds.shape[1]) + self._first_position
+        if cached:  # only the cache knows how many positions it holds
+            return None
+        return torch.arange(embeds.shape[1], device=embeds.device)[None] + self._first_position
 
     def _encode(self, routed: dict[str, dict[str, Any]], outputs: Mapping[str, Any] | None) -> dict[str, Rows]:
         """Features of every modality that has an input or a ready encoder output."""
@@ -271,7 +291,7 @@ class MultimodalModel(Composition):
             (B, S + new) prompt and new tokens, or Hugging Face's generation output with such `sequences`.
 
         Raises:
-            ArgumentError: if there is no prompt.
+            ArgumentError: if there is no prompt, or the language model cannot go on from embeddings.
             ModalityMismatchError: if positions and features do not pair.
         """
         input_ids = inputs.pop("inputs", None) if input_ids is None else input_ids
@@ -279,6 +299,7 @@ class MultimodalModel(Composition):
             warnings.warn("right-padded prompts: the first new token follows padding; pad on the left", stacklevel=2)
         if input_ids is None:
             raise ArgumentError("generate needs input_ids")
+        generation.check(self.language_model)
         reserved = routing.language_model_names(self.language_model)
         prepared = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
         routed, rest = routing.route(self._modal_encoders, reserved, prepared, _ready(encoder_outputs))
@@ -287,7 +308,11 @@ class MultimodalModel(Composition):
         rest |= {name: None for name, value in inputs.items() if value is None and hasattr(GenerationConfig(), name)}
         features = self._encode(routed, encoder_outputs)
         inputs_embeds, _ = self._merge(input_ids, inputs.get("inputs_embeds"), None, features)
-        arguments = self._preprocess_llm({**rest, "inputs_embeds": inputs_embeds}, input_ids, inputs)
+        arguments = {**rest, "inputs_embeds": inputs_embeds}
+        if self._first_position:  # `generate` would count from 0
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            arguments.setdefault("position_ids", merge.positions_from_mask(mask, mask.shape[-1]) + self._first_position)
+        arguments = self._preprocess_llm(arguments, input_ids, inputs)
         arguments.pop("input_ids", None)
         if generation.processors_ignore_unknown_ids():
             return self.language_model.generate(**arguments, input_ids=input_ids)

@@ -12,8 +12,10 @@
 
 import copy
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from cornstarch.models.multimodal_language_model.projector import MultimodalProj
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _FORMAT = 1
+_MOST_TIMES = 2  # that a part may be larger than what was saved; which weights are missing is said once it is built
 _ADAPTER_NAME = re.compile(r"(?!.*\.\.)[^/\\]+")
 _CALLBACK_NAMES = ("preprocess_callback", "postprocess_module_callback", "postprocess_projector_callback")
 _WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
@@ -233,7 +236,12 @@ def _load(
     wanted = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if dtype is not None and not isinstance(wanted, torch.dtype):
         raise ArgumentError(f"dtype must be a torch.dtype or the name of one such as 'bfloat16', found {dtype!r}")
-    options = {"dtype": wanted, "attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
+    options = {
+        "dtype": wanted,
+        "attn_implementation": attn_implementation,
+        "trust_remote_code": trust_remote_code,
+        "saved": _saved_elements(folder, description),
+    }
     with _UnsetWeights():  # every weight is read below
         encoders = {
             key: _build_encoder(key, entry, folder, custom_objects, options)
@@ -298,6 +306,31 @@ def _build_callback(place: str, entry: Mapping[str, Any] | None, custom_objects:
     return None if entry is None else callbacks.build(dict(entry))
 
 
+def _saved_elements(folder: Path, description: Mapping[str, Any]) -> dict[str, int]:
+    """How many numbers the files hold for each weight, by their headers alone."""
+    elements: dict[str, int] = {}
+    for path in _weight_files(folder, description["weight_files"]):
+        with _opened(path) as file:
+            elements |= {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    return elements | {alias: elements.get(kept, 0) for alias, kept in description["aliases"].items()}
+
+
+def _check_size(
+    cls: Any, config: Any, entry: Mapping[str, Any], folder: Path, saved: Mapping[str, int], prefix: str
+) -> None:
+    """Refuse a config that makes a far larger part than was saved, before memory is spent on it.
+
+    A config that lost its entries stands for its class's defaults, which are those of a full-sized model.
+    """
+    elements = anatomy.elements_by_config(cls, config, entry["left_out"])
+    found = sum(count for name, count in saved.items() if name.startswith(prefix))
+    if elements is not None and elements > _MOST_TIMES * found:
+        raise CheckpointError(
+            f"{folder / _CONFIG} describes a {cls.__name__} of {elements:,} numbers, the weight files hold {found:,} "
+            "for it: the config is damaged or of another model"
+        )
+
+
 def _build_part(
     place: str,
     entry: Mapping[str, Any],
@@ -312,6 +345,7 @@ def _build_part(
         cls = _part_class(place, entry, folder, options["trust_remote_code"])
         library.read_json(folder / place / "config.json")  # without the file, defaults would be taken for it
         config = cls.config_class.from_pretrained(folder / place)
+        _check_size(cls, config, entry, folder / place, options["saved"], f"{custom or place}.")
         attention = options["attn_implementation"]
         extra = {} if attention is None else {"attn_implementation": attention}
         part = cls._from_config(config, dtype=options["dtype"] or _dtype(entry["dtype"]), **extra)
@@ -404,10 +438,16 @@ def _weight_files(folder: Path, names: list[str]) -> list[Path]:
 
 
 def _read_tensors(path: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    with _opened(path) as file:
+        # Copies: what the file gives is mapped from it, at addresses that change what a matrix product rounds to.
+        return {name: _copied(file.get_tensor(name), dtype) for name in file.keys()}  # noqa: SIM118 - no mapping
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            # Copies: what the file gives is mapped from it, at addresses that change what a matrix product rounds to.
-            return {name: _copied(file.get_tensor(name), dtype) for name in file.keys()}  # noqa: SIM118 - no mapping
+            yield file
     except FileNotFoundError:
         raise MissingFileError(f"{path} is not there: the save it belongs to is incomplete") from None
     except (SafetensorError, OSError) as error:

@@ -89,9 +89,7 @@ def route(
         _refuse_twice(key, names, mine)
         arguments = {names[name]: given[name] for name in mine}
         if key in ready:
-            main = anatomy.main_input_name(freezing.unwrap(encoder.module))
-            if main in arguments:
-                raise ArgumentError(f"modality {key!r}: both its input and its encoder_outputs were given; give one")
+            _refuse_input_of_ready(key, encoders, reserved, arguments)
             routed[key] = arguments
         elif _has_input(key, encoder, arguments, reserved):
             routed[key] = arguments
@@ -146,6 +144,17 @@ def _refuse_twice(key: str, names: Mapping[str, str], given: Iterable[str]) -> N
         other = seen.setdefault(names[name], name)
         if other != name:
             raise ArgumentError(f"modality {key!r}: {other!r} and {name!r} are two names for one argument; give one")
+
+
+def _refuse_input_of_ready(
+    key: str, encoders: Mapping[str, ModalEncoderModule], reserved: frozenset[str], arguments: Mapping[str, Any]
+) -> None:
+    main = anatomy.main_input_name(freezing.unwrap(encoders[key].module))
+    if main not in arguments:
+        return
+    others = [other for other in encoders if other != key and main in encoder_names(other, encoders[other], reserved)]
+    hint = f"; if it is meant for {others[0]!r}, pass {others[0]}_{main}" if others else ""
+    raise ArgumentError(f"modality {key!r}: both its input and its encoder_outputs were given; give one{hint}")
 
 
 def _has_input(key: str, encoder: ModalEncoderModule, arguments: dict[str, Any], reserved: frozenset[str]) -> bool:
