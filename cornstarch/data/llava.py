@@ -3,13 +3,14 @@
     [{"id": "7", "image": "7.jpg",
       "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"}, {"from": "gpt", "value": "A cat."}]}]
 
-`image` is a name, a list of names, or absent. Each `<image>` stands for the next image. The format is described at
+`image` is a name, a list of names, or absent. Each `<image>` stands for the next image; the line break that sets it off
+from the text is left out. The format is described at
 https://github.com/haotian-liu/LLaVA/blob/main/docs/Finetune_Custom_Data.md.
 """
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +122,20 @@ def _value(turn: Any, name: str) -> str:
     return str(turn["value"])
 
 
-def _parts(value: str, images: Any) -> list[dict[str, Any]]:
-    """The text of a turn and its images, in order; the line break that the format puts beside a mark is kept."""
+def _parts(value: str, images: Iterator[str]) -> list[dict[str, Any]]:
+    """The text of a turn and its images, in order.
+
+    The format sets a mark off by a line break, which is no part of the text: other formats have none there, and a
+    question asked later would have none either.
+    """
+    texts = value.split(_MARK)
     parts: list[dict[str, Any]] = []
-    for number, text in enumerate(value.split(_MARK)):
+    for number, text in enumerate(texts):
         if number:
             parts.append({"type": "image", "image": next(images)})
+            text = text.removeprefix("\n")
+        if number + 1 < len(texts):
+            text = text.removesuffix("\n")
         if text:
             parts.append({"type": "text", "text": text})
     return parts

@@ -65,6 +65,23 @@ def test_entries_become_conversations(folder: Path, name: str) -> None:
     assert f"{name}, entry 1" in found[1].name
 
 
+@pytest.mark.parametrize(
+    "value, texts",
+    [
+        ("<image>\nWhat?", ["", "What?"]),
+        ("What?\n<image>", ["What?", ""]),
+        ("<image>\n<image>\n\nWhich?\n", ["", "", "\nWhich?\n"]),
+        ("a <image> b", ["a ", " b"]),
+    ],
+)
+def test_a_line_break_beside_a_mark_is_no_text(folder: Path, value: str, texts: list[str]) -> None:
+    """One on either side; what else there is stays."""
+    names = ["a.png"] * value.count("<image>")
+    content = source(folder, [entry(names, value)]).sample(0, CHANCE).messages[0]["content"]
+    expected = [part for text in texts for part in ("image", text)][1:]
+    assert [part.get("text", "image") for part in content] == [part for part in expected if part]
+
+
 def test_a_batch_of_them_trains(folder: Path) -> None:
     model, processor = parts.vision_pair()
     set_template(processor.llm_tokenizer)
