@@ -117,12 +117,12 @@ def _replace(directory: Path, kind: str) -> Iterator[Path]:
         names = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
         _listing(staging, kind).write_text(json.dumps(names), encoding="utf-8")
         for path in staging.rglob("*"):
-            _flush(path)
+            flush(path)
         staging.rename(_committed(directory, kind))
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    _flush(directory)
+    flush(directory)
     _settle(directory, kind)
 
 
@@ -167,7 +167,7 @@ def _settle(directory: Path, kind: str) -> None:
     shutil.rmtree(done, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Ask the operating system to put a file or folder on disk."""
     try:
         descriptor = os.open(path, os.O_RDONLY)

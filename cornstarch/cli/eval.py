@@ -8,8 +8,8 @@ from cornstarch.cli.arguments import parser
 from cornstarch.data import Collator, first_samples, set_template
 from cornstarch.errors import ArgumentError
 from cornstarch.training import building
-from cornstarch.training.devices import pick_device
-from cornstarch.training.evaluation import evaluate
+from cornstarch.training.devices import autocast, pick_device
+from cornstarch.training.evaluation import evaluate, is_right
 from cornstarch.training.folder import write_whole
 from cornstarch.training.reading import read_config
 
@@ -30,20 +30,25 @@ def main(words: Sequence[str]) -> int:
     parsing.add_argument("model", help="a run folder, a checkpoint in it, or a folder with a saved model")
     parsing.add_argument("--config", help="a config with data; the run's own if left out")
     parsing.add_argument("--output", help="write every answer there, one JSON object a line")
+    parsing.add_argument("--trust-remote-code", action="store_true", help="run code that came with a part")
     options, overrides = parsing.parse_known_args(words)
     config = read_config(options.config or find_config(Path(options.model)), overrides)
     chosen = config.data.test or config.data.validation
     if chosen is None:
         raise ArgumentError("data.test must be given: there is nothing to check the model on")
-    model, processor = building.load_run(options.model)
+    if options.output is not None and not config.evaluation.generate:
+        raise ArgumentError("--output is for answers, and evaluation.generate is false: there are none")
+    model, processor = building.load_run(options.model, trust_remote_code=options.trust_remote_code)
     set_template(processor.llm_tokenizer, config.data.template)
-    model.to(pick_device(config.training.device))
+    device = pick_device(config.training.device)
+    model.to(device)
     collator = Collator(processor, config.data.max_length, config.data.turns)
     samples = first_samples(building.make_source(chosen), config.evaluation.samples, config.training.seed)
-    found = evaluate(model, collator, samples, config.evaluation)
+    precision = autocast(device, config.training.precision)
+    found = evaluate(model, collator, samples, config.evaluation, autocast=precision)
     if options.output is not None:
         rows = [
-            {"name": sample.name, "expected": sample.answer, "answer": text, "right": text == sample.answer.strip()}
+            {"name": sample.name, "expected": sample.answer, "answer": text, "right": is_right(sample, text)}
             for sample, text in zip(samples, found.answers, strict=bool(found.answers))
         ]
         write_whole(Path(options.output), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

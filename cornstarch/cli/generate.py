@@ -14,6 +14,7 @@ from transformers import TextStreamer
 
 from cornstarch.cli.arguments import parser, positive
 from cornstarch.data import Collator, Sample, read_audio, set_template
+from cornstarch.data.samples import numbered_lines
 from cornstarch.errors import ArgumentError, CornstarchError
 from cornstarch.models.multimodal_language_model import MultimodalModel, MultimodalProcessor
 from cornstarch.training import building
@@ -37,9 +38,8 @@ def main(words: Sequence[str]) -> int:
         ArgumentError: if there is nothing to answer.
     """
     options = _parse(words)
-    if (options.prompt is None) == (options.input is None):
-        raise ArgumentError("give --prompt, or --input with a file of prompts: one of them")
-    model, processor = building.load_run(options.model)
+    _check(options)
+    model, processor = building.load_run(options.model, trust_remote_code=options.trust_remote_code)
     model.to(pick_device(options.device), getattr(torch, options.dtype) if options.dtype else None)
     set_template(processor.llm_tokenizer)
     collator = Collator(processor)
@@ -55,6 +55,23 @@ def main(words: Sequence[str]) -> int:
     if options.beams > 1:
         print(texts[0])
     return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse options that cannot be, or would do nothing."""
+    if (options.prompt is None) == (options.input is None):
+        raise ArgumentError("give --prompt, or --input with a file of prompts: one of them")
+    if options.input is not None and (options.image or options.audio):
+        raise ArgumentError("--image and --audio go with --prompt; the lines of --input name their own files")
+    if options.output is not None:
+        if options.input is None:
+            raise ArgumentError("--output is for the answers to --input; an answer to --prompt is printed")
+        if Path(options.output).resolve() == Path(options.input).resolve():
+            raise ArgumentError("--output is the file of --input, which would be lost; name another")
+    if not options.temperature >= 0 or not 0 < options.top_p <= 1 or not 0 <= options.seed < 2**63:
+        raise ArgumentError("--temperature must not be negative, --top-p be above 0 and at most 1, --seed not negative")
+    if options.temperature > 0 and options.beams > 1:
+        raise ArgumentError("--beams is for answers without a --temperature")
 
 
 def make_sample(processor: MultimodalProcessor, entry: Mapping[str, Any], name: str) -> Sample:
@@ -113,11 +130,14 @@ def _listed(value: Any) -> list[str]:
 def _answer_file(options: argparse.Namespace, model: MultimodalModel, collator: Collator) -> int:
     """Answer every line, write it with its `answer` or its `error`, and say by the exit code whether all were."""
     failed = 0
+    groups = list(_groups(_lines(Path(options.input)), options.batch_size))  # before the output is opened
     with open(options.output, "w", encoding="utf-8") if options.output else nullcontext(sys.stdout) as output:
-        for group in _groups(_lines(Path(options.input)), options.batch_size):
+        for group in groups:
             for entry, found in _answer_group(options, model, collator, group):
                 failed += "error" in found
-                print(json.dumps({**entry, **found}, ensure_ascii=False), file=output, flush=True)
+                line = json.dumps({**entry, **found}, ensure_ascii=False)
+                # Half a character, which JSON may hold and UTF-8 may not, becomes the escape that JSON has for it.
+                print(line.encode("utf-8", "backslashreplace").decode(), file=output, flush=True)
     if failed:
         print(f"{failed} lines could not be answered; each has an `error`", file=sys.stderr)
     return 1 if failed else 0
@@ -136,6 +156,8 @@ def _answer_group(
             samples.append(sample)
         except CornstarchError as error:
             samples.append(error)
+        except Exception as error:  # a line may hold anything, and must not keep others from their answers
+            samples.append(ArgumentError(f"{name}: {type(error).__name__}: {error}"))
     whole = [sample for sample in samples if isinstance(sample, Sample)]
     texts = iter(answer(model, collator, whole, _sizes(options), **_sampling(options)) if whole else [])
     for (_, entry), made in zip(group, samples, strict=True):
@@ -145,15 +167,14 @@ def _answer_group(
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ArgumentError(f"{path} cannot be read: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                yield f"{path}, line {number}", json.loads(line)
-            except json.JSONDecodeError:
-                yield f"{path}, line {number}", line
+    for number, line in numbered_lines(text):
+        try:
+            yield f"{path}, line {number}", json.loads(line)
+        except json.JSONDecodeError:
+            yield f"{path}, line {number}", line
 
 
 def _groups(lines: Iterator[tuple[str, Any]], size: int) -> Iterator[list[tuple[str, Any]]]:
@@ -189,6 +210,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parsing.add_argument("--top-p", type=float, default=1.0, help="with a temperature: only so much of the likeliest")
     parsing.add_argument("--beams", type=positive, default=1, help="without a temperature: beams to search with")
     parsing.add_argument("--seed", type=int, default=0, help="of chance")
+    parsing.add_argument("--trust-remote-code", action="store_true", help="run code that came with a part")
     parsing.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     parsing.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of all weights; as saved if left out"

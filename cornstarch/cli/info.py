@@ -19,8 +19,9 @@ def main(words: Sequence[str]) -> int:
     parsing = parser("info", "What a model is made of: its parts, what trains in each, and the marks for its inputs.")
     parsing.add_argument("model", help="a run folder, a checkpoint in it, or a folder with a saved model")
     parsing.add_argument("--format", choices=("text", "json"), default="text", help="how to print it")
+    parsing.add_argument("--trust-remote-code", action="store_true", help="run code that came with a part")
     options = parsing.parse_args(words)
-    model, processor = building.load_run(options.model)
+    model, processor = building.load_run(options.model, trust_remote_code=options.trust_remote_code)
     rows = [{key: value for key, value in row.items() if key != "learning_rate"} for row in report.part_rows(model)]
     marks = {key: {"mark": token, "id": processor.token_ids[key]} for key, token in processor.tokens.items()}
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())

@@ -26,7 +26,7 @@ def main(words: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    if not words or words[0] in ("--help", "-h"):
+    if not words or {"--help", "-h"} & set(words):
         print(_USAGE)
         print(field_help())
         return 0 if words else 2

@@ -1,8 +1,9 @@
 """4. Samples in an order that a seed decides, a step's worth at a time; where it stands is two numbers."""
 
 import random
+import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from transformers import BatchFeature
 
 from cornstarch.data.collation import Collator
 from cornstarch.data.samples import Sample, Source
-from cornstarch.errors import ArgumentError
+from cornstarch.errors import ArgumentError, CornstarchError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,11 @@ class StepBatch:
     micro_batches: tuple[BatchFeature, ...]
     names: tuple[str, ...]
     samples: int
+
+    def pin_memory(self) -> "StepBatch":
+        """The same in memory from which an accelerator copies while it computes; PyTorch's loader calls this."""
+        pinned = ({name: tensor.pin_memory() for name, tensor in micro.items()} for micro in self.micro_batches)
+        return replace(self, micro_batches=tuple(BatchFeature(micro) for micro in pinned))
 
 
 class Batches:
@@ -68,7 +74,7 @@ class Batches:
         self._micro_batch_size = micro_batch_size or batch_size
         self._seed, self._shuffle, self._workers = seed, shuffle, workers
         self._epoch, self._step = 0, 0
-        self._ahead: Iterator[StepBatch] | None = None
+        self._ahead: Iterator[StepBatch | CornstarchError] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -82,26 +88,48 @@ class Batches:
         if self._ahead is None:
             self._ahead = self._prepare()
         batch = next(self._ahead)
+        if isinstance(batch, CornstarchError):
+            self._ahead = None  # the same samples come again
+            raise batch
         self._step += 1
         if self._step == self.steps_per_epoch:
             self._epoch, self._step = self._epoch + 1, 0
         return batch
 
     def state_dict(self) -> dict[str, int]:
-        """Where the iterator stands: `epoch` and `step` in it, both from 0."""
-        return {"epoch": self._epoch, "step": self._step}
+        """Where the iterator stands: `epoch` and `step` in it, both from 0; and what that depends on."""
+        return {"epoch": self._epoch, "step": self._step, **self._made_of}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go to where another iterator over the same source, with the same seed and sizes, stood."""
+        """Go to where another iterator over the same source stood.
+
+        Args:
+            state: of `state_dict`.
+
+        Raises:
+            ArgumentError: if the other had another number of samples, batch size, seed or order.
+        """
+        for name, value in self._made_of.items():
+            if state[name] != value:
+                raise ArgumentError(
+                    f"cannot go on in the data: {name} was {state[name]} and is {value}, so its order is another"
+                )
         self._epoch, self._step = state["epoch"], state["step"]
         self._ahead = None
 
-    def _prepare(self) -> Iterator[StepBatch]:
+    @property
+    def _made_of(self) -> dict[str, int]:
+        samples, size = len(self._source), self._batch_size
+        return {"samples": samples, "batch_size": size, "seed": self._seed, "shuffle": int(self._shuffle)}
+
+    def _prepare(self) -> Iterator[StepBatch | CornstarchError]:
         loader: Any = DataLoader(
             _Samples(self._source, self._seed),
             batch_sampler=self._places(self._epoch, self._step),
             collate_fn=self._collate,
             num_workers=self._workers,
+            worker_init_fn=_leave_interrupts_alone,
+            pin_memory=torch.accelerator.is_available(),
             # Left alone, the loader would draw its workers' seed from the random numbers that training uses.
             generator=torch.Generator().manual_seed(self._seed),
         )
@@ -117,24 +145,38 @@ class Batches:
                 yield [(epoch, index) for index in order[start : start + self._batch_size]]
             epoch, step = epoch + 1, 0
 
-    def _collate(self, samples: Sequence[Sample]) -> StepBatch:
+    def _collate(self, samples: Sequence[Sample | CornstarchError]) -> StepBatch | CornstarchError:
+        """A step's batch; or what is wrong with a sample, since a worker's exceptions lose their form on the way."""
         size = self._micro_batch_size
-        return StepBatch(
-            micro_batches=tuple(self._collator(samples[i : i + size]) for i in range(0, len(samples), size)),
-            names=tuple(sample.name for sample in samples),
-            samples=len(samples),
-        )
+        whole = [sample for sample in samples if isinstance(sample, Sample)]
+        wrong = next((sample for sample in samples if isinstance(sample, CornstarchError)), None)
+        if wrong is not None:
+            return wrong
+        try:
+            micro_batches = tuple(self._collator(whole[i : i + size]) for i in range(0, len(whole), size))
+        except CornstarchError as error:
+            return error
+        return StepBatch(micro_batches=micro_batches, names=tuple(sample.name for sample in whole), samples=len(whole))
 
 
-class _Samples(Dataset[Sample]):
+class _Samples(Dataset[Sample | CornstarchError]):
     """A source as PyTorch's loader wants it: by (epoch, index), so that workers need no state."""
 
     def __init__(self, source: Source, seed: int) -> None:
         self._source, self._seed = source, seed
 
-    def __getitem__(self, place: tuple[int, int]) -> Sample:
+    def __getitem__(self, place: tuple[int, int]) -> Sample | CornstarchError:
         epoch, index = place
-        return self._source.sample(index, chance_at(self._seed, epoch, index))
+        try:
+            return self._source.sample(index, chance_at(self._seed, epoch, index))
+        except CornstarchError as error:
+            return error
+
+
+def _leave_interrupts_alone(worker: int) -> None:
+    """Signals may reach every process of a run; what they do is the training process's business."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def chance_at(seed: int, epoch: int, index: int) -> random.Random:

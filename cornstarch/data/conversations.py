@@ -117,11 +117,9 @@ def _span(processor: MultimodalProcessor, sample: Sample, turn: int, text: str) 
 
 def _render(processor: MultimodalProcessor, sample: Sample, turns: int, generate: bool) -> str:
     messages: Sequence[Message] = [_plain(message) for message in sample.messages[:turns]]
-    if not messages:
-        return ""
     try:
         return str(processor.apply_chat_template(messages, add_generation_prompt=generate))
-    except (TemplateError, ValueError) as error:
+    except (TemplateError, ValueError, IndexError) as error:
         raise ArgumentError(
             f"{sample.name}: the tokenizer's chat template refuses turn {turns - 1}: {error}"
         ) from error

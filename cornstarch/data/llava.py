@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cornstarch.data.samples import Sample
+from cornstarch.data.samples import Sample, numbered_lines
 from cornstarch.errors import ArgumentError, MediaError
 
 _MARK = "<image>"
@@ -73,6 +73,8 @@ class LlavaSource:
 
     def _image(self, image: str, name: str) -> str:
         path = self._media / image
+        if "\0" in image:
+            raise MediaError(f"{name}: the image name {image!r} holds a character that no name can have")
         if not path.resolve().is_relative_to(self._media.resolve()):
             raise MediaError(f"{name}: the image {image!r} lies outside {self._media}; move it there")
         if not path.is_file():
@@ -85,9 +87,7 @@ def _read(path: Path) -> list[Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ArgumentError(f"{path} cannot be read: {error}") from error
-    lines = [(1, text)]
-    if path.suffix == ".jsonl":
-        lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = list(numbered_lines(text)) if path.suffix == ".jsonl" else [(1, text)]
     entries = []
     for number, line in lines:
         try:
@@ -111,7 +111,7 @@ def _names(image: Any, name: str) -> list[str]:
 
 def _role(turn: Any, name: str) -> str:
     said_by = turn.get("from")
-    if said_by not in _ROLES:
+    if not isinstance(said_by, str) or said_by not in _ROLES:
         raise ArgumentError(f"{name}: a turn is from {said_by!r}; known: {', '.join(_ROLES)}")
     return _ROLES[said_by]
 
@@ -119,7 +119,12 @@ def _role(turn: Any, name: str) -> str:
 def _value(turn: Any, name: str) -> str:
     if not isinstance(turn, Mapping) or not isinstance(turn.get("value"), str):
         raise ArgumentError(f"{name}: a turn must be an object with `from` and `value`, found {turn!r:.100}")
-    return str(turn["value"])
+    value = str(turn["value"])
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ArgumentError(f"{name}: a turn holds half a character, which is no text: {error}") from error
+    return value
 
 
 def _parts(value: str, images: Iterator[str]) -> list[dict[str, Any]]:

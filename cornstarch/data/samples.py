@@ -69,6 +69,11 @@ def text_of(message: Message) -> str:
     return "".join(part["text"] for part in content if part["type"] == "text")
 
 
+def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
+    """The lines of a JSONL text that are not empty, numbered from 1; line breaks inside strings are none."""
+    return ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
 class Source(Protocol):
     """Anything that has samples by number. What it yields depends on the arguments alone, never on what came before."""
 

@@ -23,7 +23,7 @@ from cornstarch.models.multimodal_language_model.callbacks import (
     OutputHiddenStates,
     SelectFeatures,
 )
-from cornstarch.training import quantization
+from cornstarch.training import checkpoints, quantization
 from cornstarch.training.config import (
     EncoderConfig,
     LanguageModelConfig,
@@ -66,11 +66,12 @@ def build_model(config: ModelConfig, template: str | None = None) -> tuple[Multi
     return model, processor
 
 
-def load_run(path: str | Path) -> tuple[MultimodalModel, MultimodalProcessor]:
+def load_run(path: str | Path, *, trust_remote_code: bool = False) -> tuple[MultimodalModel, MultimodalProcessor]:
     """Load a model and its processor: from a run folder, a checkpoint in one, or a folder both were saved into.
 
     Args:
-        path: the folder.
+        path: the folder. Of a run that has not come to its end, the last checkpoint counts.
+        trust_remote_code: run code that came with a part.
 
     Returns:
         The model in evaluation mode, and the processor.
@@ -80,13 +81,15 @@ def load_run(path: str | Path) -> tuple[MultimodalModel, MultimodalProcessor]:
         CheckpointError: if a file is damaged.
     """
     folder = Path(path)
-    for candidate in (folder, folder / "model"):
+    last = checkpoints.last(folder / "checkpoints")
+    for candidate in (folder, folder / "model", *([last / "model"] if last is not None else [])):
         if (candidate / "config.json").is_file():
-            model = MultimodalModel.from_pretrained(candidate)
-            return model, MultimodalProcessor.from_pretrained(candidate, model)
+            model = MultimodalModel.from_pretrained(candidate, trust_remote_code=trust_remote_code)
+            processor = MultimodalProcessor.from_pretrained(candidate, model, trust_remote_code=trust_remote_code)
+            return model, processor
     if not folder.is_dir():
         raise MissingFileError(f"there is no folder {folder}; expected a run folder, or one with a saved model")
-    raise MissingFileError(f"{folder} holds no model: neither config.json nor model/config.json is there")
+    raise MissingFileError(f"{folder} holds no model: no config.json, no model/config.json, and no checkpoint")
 
 
 def make_source(config: SourceConfig) -> Source:
@@ -119,6 +122,12 @@ def _options(config: PartConfig) -> dict[str, Any]:
     return {"dtype": torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype), **given}
 
 
+def _origin(config: PartConfig, name: str | Path) -> dict[str, Any]:
+    """Arguments for loading what belongs to a part: its revision, if it comes from the same place."""
+    revision = {"revision": config.revision} if config.revision is not None and name == config.path else {}
+    return {"trust_remote_code": config.trust_remote_code, **revision}
+
+
 def _tokenizer(config: LanguageModelConfig) -> PreTrainedTokenizerBase:
     name = config.tokenizer or config.path
     if name is None:
@@ -127,7 +136,7 @@ def _tokenizer(config: LanguageModelConfig) -> PreTrainedTokenizerBase:
         tokenizer: Any = byte_tokenizer()
     else:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=config.trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(name, **_origin(config, name))
         except (OSError, ValueError) as error:
             raise ArgumentError(f"{name} has no tokenizer: {str(error).splitlines()[0]}") from error
     if tokenizer.pad_token is None:
@@ -203,4 +212,4 @@ def _processor(config: EncoderConfig, encoder: Any) -> Any:
             f"a {type(encoder).__name__} from scratch needs a processor: give processor.path, or processor.class_name "
             "and processor.arguments"
         )
-    return parts.load_processor(encoder, path, **wanted.arguments)
+    return parts.load_processor(encoder, path, **_origin(config, path), **wanted.arguments)

@@ -9,6 +9,7 @@ Nothing is pickled.
 """
 
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -20,11 +21,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cornstarch._files import flush
 from cornstarch.errors import CheckpointError
 from cornstarch.models.multimodal_language_model import MultimodalModel, MultimodalProcessor
 
 _NAME = re.compile(r"step-(\d+)")
 _TENSORS, _STATE = "state.safetensors", "state.json"
+_WRITING, _REMOVING = ".writing-", ".removing-"
 _TENSOR = "tensor:"  # what stands in state.json in the place of a tensor, before its name
 
 
@@ -51,8 +54,9 @@ def save(
         OSError: if it cannot be written, for want of space say; nothing is left of it then, and others are whole.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
     final = folder / f"step-{state['step']}"
-    aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+    aside = Path(tempfile.mkdtemp(prefix=_WRITING, dir=folder))
     try:
         model.save_pretrained(aside / "model")
         processor.save_pretrained(aside / "model")
@@ -62,13 +66,16 @@ def save(
         text = json.dumps({"format": 1, "state": plain, "figures": dict(figures or {})})
         (aside / _STATE).write_text(text, encoding="utf-8")
         aside.chmod(0o755)
+        for path in aside.rglob("*"):
+            flush(path)
         if final.exists():
-            shutil.rmtree(final)
+            final.rename(_removed(final))
         aside.rename(final)
+        flush(folder)
     except SafetensorError as error:  # how its writer reports a full disk
         raise OSError(f"{final} cannot be written: {error}") from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        _sweep(folder)
     return final
 
 
@@ -108,7 +115,8 @@ def keep(folder: Path, newest: int, best_by: str) -> None:
     kept = {*found[-newest:], best(folder, best_by)}
     for checkpoint in found:
         if checkpoint not in kept:
-            shutil.rmtree(checkpoint, ignore_errors=True)
+            checkpoint.rename(_removed(checkpoint))  # half of one must not be taken for a whole one
+    _sweep(folder)
 
 
 def best(folder: Path, best_by: str) -> Path | None:
@@ -117,6 +125,16 @@ def best(folder: Path, best_by: str) -> Path | None:
     figures = {checkpoint: _read(checkpoint)["figures"].get(best_by) for checkpoint in sorted(_all(folder), key=_step)}
     with_one = [checkpoint for checkpoint, figure in figures.items() if figure is not None]
     return min(with_one, key=lambda checkpoint: sign * figures[checkpoint], default=None)
+
+
+def _removed(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f"{_REMOVING}{checkpoint.name}-{os.getpid()}")
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what was not written, or not removed, to its end."""
+    for leftover in (*folder.glob(f"{_WRITING}*"), *folder.glob(f"{_REMOVING}*")):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _all(folder: Path) -> Iterator[Path]:

@@ -292,7 +292,8 @@ class TrainsConfig:
 
 
 def _check_rates(learning_rate: float | None, weight_decay: float | None, warmup: float | None) -> None:
-    _require(learning_rate is None or learning_rate > 0, "learning_rate", f"must be positive, found {learning_rate}")
+    finite = learning_rate is None or 0 < learning_rate < float("inf")
+    _require(finite, "learning_rate", f"must be positive, found {learning_rate}")
     _require(weight_decay is None or weight_decay >= 0, "weight_decay", f"must not be negative, found {weight_decay}")
     _require(warmup is None or 0 <= warmup <= 1, "warmup", f"is a share of the steps, from 0 to 1, found {warmup}")
 
@@ -356,6 +357,11 @@ class DataConfig:
     workers: int = 0
     """Processes that prepare batches ahead; 0 prepares them in between."""
 
+    def __post_init__(self) -> None:
+        length = self.max_length
+        _require(length is None or length > 0, "max_length", f"must be above 0, found {length}")
+        _require(self.workers >= 0, "workers", f"must not be negative, found {self.workers}")
+
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
@@ -379,6 +385,9 @@ class OptimizerConfig:
         _check_rates(self.learning_rate, self.weight_decay, None)
         limit = self.max_grad_norm
         _require(limit is None or limit > 0, "max_grad_norm", f"must be positive, found {limit}")
+        for name in ("lr", "weight_decay"):
+            field_name = "learning_rate" if name == "lr" else name
+            _require(name not in self.arguments, "arguments", f"{name} is optimizer.{field_name}; set it there")
 
 
 @_config
@@ -425,6 +434,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         one = (self.steps is None) != (self.epochs is None)
         _require(one, "steps", f"give `steps` or `epochs`, one of them; found {self.steps} and {self.epochs}")
+        _require(0 <= self.seed < 2**63, "seed", f"must be from 0 to 2**63 - 1, found {self.seed}")
         for name in ("steps", "epochs", "batch_size", "micro_batch_size", "threads"):
             value = getattr(self, name)
             _require(value is None or value > 0, name, f"must be above 0, found {value}")
@@ -460,11 +470,11 @@ class RunConfig:
     overwrite: bool = False
     """Replace the run that the folder holds."""
     resume: bool = False
-    """Go on from the last checkpoint in the folder; nothing else may have changed."""
+    """Go on from the last checkpoint in the folder. Rates, steps, checks and this section may have changed since."""
     log_every: int = 1
     """Steps between lines in metrics.jsonl."""
-    checkpoint_every: int | None = None
-    """Steps between checkpoints; only at the end if left out."""
+    checkpoint_every: int | None = 500
+    """Steps between checkpoints; null saves one at the end only."""
     keep_last: int = 2
     """Checkpoints that are kept, besides the best."""
     best_by: Literal["eval_loss", "eval_exact_match"] = "eval_loss"
@@ -509,6 +519,8 @@ class TrainConfig:
             parts.append("language_model")
             for part in self.trains:
                 _check_name(part, parts, ("trains", part))
+        if self.run.best_by == "eval_exact_match" and not self.evaluation.generate:
+            raise FieldError(("run", "best_by"), "eval_exact_match needs evaluation.generate: true")
         quantized = self.model.language_model is not None and self.model.language_model.quantization is not None
         mode = self.trains["language_model"].mode if "language_model" in self.trains else "full"
         if quantized and mode not in ("frozen", "lora"):

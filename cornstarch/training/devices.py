@@ -1,5 +1,8 @@
 """2b. Where to compute; the only place that turns a name into a device."""
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 
 from cornstarch.errors import ArgumentError
@@ -42,3 +45,18 @@ def check_precision(device: torch.device, precision: str) -> None:
         torch.ones(2, 2, dtype=dtype, device=device) @ torch.ones(2, 2, dtype=dtype, device=device)
     except (RuntimeError, TypeError) as error:
         raise ArgumentError(f"training.precision: {device} does not compute in {precision}: {error}") from None
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The precision of matrix products.
+
+    Args:
+        device: where they are computed.
+        precision: the name of a dtype; `float32` leaves every product in the dtype of its weights.
+
+    Returns:
+        A context to compute in.
+    """
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, precision))

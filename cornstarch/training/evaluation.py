@@ -23,7 +23,7 @@ class Evaluation:
     """What a check came to.
 
     Attributes:
-        figures: `eval_loss`; with generation `eval_exact_match`, and metrics of the caller's own.
+        figures: `eval_loss`; with generation `eval_exact_match`, and `eval_{name}` of metrics of the caller's own.
         answers: the generated text of every sample; empty without generation.
     """
 
@@ -65,7 +65,7 @@ def evaluate(
             answers = answer(model, collator, samples, config)
             figures["eval_exact_match"] = exact_match(samples, answers)
             for name, metric in (metrics or {}).items():
-                figures[name] = float(metric(samples, answers))
+                figures[f"eval_{name}"] = float(metric(samples, answers))
     return Evaluation(figures=figures, answers=answers)
 
 
@@ -109,7 +109,12 @@ def end_of_turn(model: MultimodalModel, collator: Collator) -> dict[str, Any]:
 
 def exact_match(samples: Sequence[Sample], answers: Sequence[str]) -> float:
     """Share of the answers that are exactly the samples', but for white space around them."""
-    return sum(text == sample.answer.strip() for sample, text in zip(samples, answers, strict=True)) / len(samples)
+    return sum(is_right(sample, text) for sample, text in zip(samples, answers, strict=True)) / len(samples)
+
+
+def is_right(sample: Sample, answer: str) -> bool:
+    """Whether an answer is exactly the sample's, but for white space around it."""
+    return answer == sample.answer.strip()
 
 
 def chunks(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
@@ -133,7 +138,7 @@ def _loss(model: MultimodalModel, batches: Iterator[Batch]) -> float:
     """The loss per labelled token over all batches."""
     total, count = 0.0, 0
     for batch in batches:
-        labelled = labelled_tokens(batch)
+        labelled = labelled_tokens(batch, model.modality_token_ids.values())
         if labelled:
             placed = {name: value.to(model.device) for name, value in batch.items()}
             total += float(model(**placed, use_cache=False).loss) * labelled

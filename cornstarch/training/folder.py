@@ -6,6 +6,7 @@ metrics.jsonl          one object a line
 checkpoints/step-<N>/  see `checkpoints.py`
 loss.png               drawn anew at every check of the model
 model/                 the trained model and its processor, at the end
+trackers/              what TensorBoard shows, if it is asked for
 """
 
 import json
@@ -13,7 +14,8 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,8 +24,25 @@ from typing import Any
 import torch
 
 from cornstarch.errors import ArgumentError
+from cornstarch.training import checkpoints
+from cornstarch.training.config import TrainConfig
+from cornstarch.training.reading import read_config, to_values
 
-_OWN = ("config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "loss.png", "model")
+try:
+    import fcntl
+except ImportError:  # not on every system
+    fcntl = None  # type: ignore[assignment]
+
+_OWN = (
+    "config.yaml",
+    "environment.json",
+    "metrics.jsonl",
+    "checkpoints",
+    "loss.png",
+    "model",
+    "trackers",
+    "predictions.png",  # the demo's
+)
 _PACKAGES = (
     "cornstarch",
     "torch",
@@ -52,6 +71,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.loss = self.path / "loss.png"
         self.model = self.path / "model"
+        self.trackers = self.path / "trackers"
 
     def check(self, *, overwrite: bool = False, resume: bool = False) -> None:
         """Refuse a folder that holds a run, unless that is to be overwritten or gone on with; change nothing.
@@ -65,8 +85,8 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise ArgumentError(f"run.folder: {self.path} is a file; choose another folder")
-        if resume and not self.checkpoints.is_dir():
-            raise ArgumentError(f"run.resume: {self.path} holds no checkpoint to go on from")
+        if resume and checkpoints.last(self.checkpoints) is None:
+            raise ArgumentError(f"run.resume: {self.path} holds no checkpoint to go on from; start it without")
         there = self._there()
         if there and not overwrite and not resume:
             raise ArgumentError(
@@ -74,28 +94,43 @@ class RunFolder:
                 "--run.overwrite true to replace it, --run.resume true to go on with it"
             )
 
-    def clear(self) -> None:
-        """Remove the run that is there; files of others stay."""
-        for name in self._there():
-            found = self.path / name
-            if found.is_dir():
-                shutil.rmtree(found)
-            else:
-                found.unlink()
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from running in the folder meanwhile; a killed one lets go.
 
-    def _there(self) -> list[str]:
-        return [name for name in _OWN if (self.path / name).exists()]
+        Raises:
+            ArgumentError: if another run is going on there.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if fcntl is None:
+            yield
+            return
+        with open(self.path / ".lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ArgumentError(f"run.folder: another run is going on in {self.path}; choose another") from None
+            yield
 
-    def write(self, config: str, device: torch.device) -> None:
-        """Make the folder, and write the config and what it is run with.
+    def start(self, config: str, device: torch.device, *, anew: bool) -> None:
+        """Remove what a former run left, and write the config and what it is run with.
 
         Args:
             config: as YAML.
             device: that is computed on.
+            anew: remove everything of the former run; otherwise its final model alone, which its last checkpoint has.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        for name in self._there() if anew else ["model"]:
+            found = self.path / name
+            if found.is_dir() and not found.is_symlink():
+                shutil.rmtree(found)
+            else:
+                found.unlink(missing_ok=True)
         write_whole(self.config, config)
         write_whole(self.environment, json.dumps(_environment(device), indent=2) + "\n")
+
+    def _there(self) -> list[str]:
+        return [name for name in _OWN if (self.path / name).exists()]
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -107,6 +142,48 @@ def write_whole(path: Path, text: str) -> None:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+# What may differ between a run and its continuation: how long, how fast, where and how it is watched.
+_MAY_CHANGE = (
+    *("optimizer.", "schedule.", "evaluation.", "run.", "data.validation", "data.test", "data.workers"),
+    *("training.steps", "training.epochs", "training.device", "training.threads", "training.precision"),
+    *("training.compile", "training.micro_batch_size", "training.gradient_checkpointing"),
+)
+
+
+def refuse_other_config(former: Path, config: TrainConfig) -> None:
+    """Refuse to go on with a config that describes another model, other data, or other parts that train.
+
+    Args:
+        former: the config file of the run.
+        config: what it is to go on with.
+
+    Raises:
+        ArgumentError: naming everything that differs and may not.
+    """
+    mine, theirs = flat(to_values(config)), flat(to_values(read_config(former)))
+    differing = [
+        f"{key} was {theirs.get(key)!r} and is {mine.get(key)!r}"
+        for key in sorted(mine.keys() | theirs.keys())
+        if mine.get(key) != theirs.get(key) and not key.startswith(_MAY_CHANGE) and not _is_rate(key)
+    ]
+    if differing or mine["optimizer.name"] != theirs["optimizer.name"]:
+        listed = "; ".join(differing) or f"optimizer.name was {theirs['optimizer.name']}"
+        raise ArgumentError(f"run.resume: this is not the run that {former} describes: {listed}")
+
+
+def _is_rate(key: str) -> bool:
+    """Whether a key of `trains` says how fast, not what."""
+    rates = ("learning_rate", "weight_decay", "warmup", "layer_decay")
+    return key.startswith("trains.") and (key.endswith(rates) or ".groups" in key)
+
+
+def flat(values: Any, keys: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Nested mappings as one, with dots between the levels of keys."""
+    if not isinstance(values, dict) or not values:
+        return {".".join(keys): values}
+    return {name: value for key, inner in values.items() for name, value in flat(inner, (*keys, str(key))).items()}
 
 
 def _environment(device: torch.device) -> Mapping[str, Any]:

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,10 +16,14 @@ from cornstarch.data.batches import StepBatch
 from cornstarch.errors import ArgumentError, TrainingError
 from cornstarch.models.multimodal_language_model.merge import IGNORE_INDEX
 from cornstarch.training import health
+from cornstarch.training.devices import autocast
 from cornstarch.training.random_state import random_state, set_random_state
 from cornstarch.training.schedules import Decay, constant, share_at
 
 Batch = Mapping[str, Tensor]
+_MOST_SKIPPED = 100  # batches in a row from which there is nothing to learn
+# What a line of metrics has anyway.
+RESERVED = ("step", "loss", "tokens", "tokens_per_second", "labelled_tokens", "samples", "grad_norm", "skipped")
 # (model, batch, output) -> a scalar that is added to the loss. `output.logits` are there.
 LossTerm = Callable[[nn.Module, Batch, Any], Tensor]
 # (batch, output) -> a number that is logged. `output.logits` are there.
@@ -36,6 +40,7 @@ class StepRecord:
         tokens: positions that are no padding.
         labelled_tokens: those that carry loss.
         samples: of the step.
+        skipped: batches before it from which there was nothing to learn.
         seconds: from the batch's request to the end of the step.
         learning_rates: the highest of every part that trains.
         grad_norm: length of the gradient before clipping.
@@ -48,6 +53,7 @@ class StepRecord:
     tokens: int
     labelled_tokens: int
     samples: int
+    skipped: int = 0
     seconds: float
     learning_rates: dict[str, float]
     grad_norm: float
@@ -72,6 +78,13 @@ class Callback:
 
     def on_end(self, loop: "Loop") -> None:
         """After the last step, also where the run was stopped; not after an error."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the callback must know to go on; kept in checkpoints. Tensors, and what JSON has."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another callback of this class stood."""
 
 
 class Batches(Protocol):
@@ -135,6 +148,9 @@ class Loop:
         self.max_grad_norm = max_grad_norm
         self.precision = precision
         self.loss_terms, self.metrics = dict(loss_terms or {}), dict(metrics or {})
+        for name in self.metrics:
+            if name in RESERVED or "/" in name:
+                raise ArgumentError(f"a metric cannot be called {name!r}: lines of metrics have that of their own")
         self.callbacks = list(callbacks)
         self.stop_reason: str | None = None
         for group in optimizer.param_groups:
@@ -153,12 +169,13 @@ class Loop:
         Raises:
             TrainingError: if a loss or gradient is not finite; weights and optimizer are those before the step.
         """
+        self.stop_reason = None
         self.model.train()
         self._tell("on_start")
         while self.step < self.steps and self.stop_reason is None:
             self._tell("on_step", self.take_step())
         self._tell("on_end")
-        return self.stop_reason
+        return self.stop_reason if self.step < self.steps else None
 
     def stop(self, reason: str) -> None:
         """End the run after the step that is being taken.
@@ -187,34 +204,46 @@ class Loop:
         Raises:
             TrainingError: if no token is labelled, no gradient arises, or something is not finite.
         """
-        started, before = time.perf_counter(), self.batches.state_dict()
-        batch = next(self.batches)
-        try:
-            return self._take(batch, started)
-        except TrainingError:
-            self.batches.load_state_dict(before)  # the step can be taken again
-            raise
+        started, skipped = time.perf_counter(), 0
+        while True:
+            before = self.batches.state_dict()
+            batch = next(self.batches)
+            try:
+                record = self._take(batch, started, skipped)
+            except TrainingError:
+                self.batches.load_state_dict(before)  # the step can be taken again
+                raise
+            if record is not None:
+                return record
+            skipped += 1
+            if skipped == _MOST_SKIPPED:
+                raise TrainingError(
+                    f"step {self.step + 1}: {skipped} batches in a row have nothing to learn from: no labelled token, "
+                    "or nothing that trains had any part in the loss, so it cannot fall; the last are "
+                    f"{_listed(batch.names)}"
+                )
 
-    def _take(self, batch: StepBatch, started: float) -> StepRecord:
+    def _take(self, batch: StepBatch, started: float, skipped: int) -> StepRecord | None:
+        """Take a step on a batch; None if there is nothing to learn from it."""
         step = self.step + 1
-        labelled = [labelled_tokens(micro) for micro in batch.micro_batches]
-        if not sum(labelled):
-            raise TrainingError(
-                f"step {step}: none of its {batch.samples} samples has a labelled token, so there is no loss: "
-                f"{_listed(batch.names)}"
-            )
+        marks = getattr(self.model, "modality_token_ids", {}).values()
+        labelled = [labelled_tokens(micro, marks) for micro in batch.micro_batches]
         rates = self._set_learning_rates(step)
         self.optimizer.zero_grad(set_to_none=True)
         values: dict[str, Any] = {}
         for micro, count in zip(batch.micro_batches, labelled, strict=True):
             if count:  # without labels there is nothing to average, and nothing to learn
                 self._accumulate(self._placed(micro), count / sum(labelled), values)
-        parts, norms = self._grad_norms(step)
+        if all(parameter.grad is None for parameter in self._trained()):
+            return None
         self._tell("on_gradients")
+        parts, norms = self._grad_norms()
         # The numbers are fetched from the device here, once everything is under way there.
         figures = {name: float(value) for name, value in values.items()}
         lengths = [float(length) for length in norms.tolist()]
-        self._refuse_non_finite(step, batch, figures["loss"], dict(zip(parts, lengths, strict=True)))
+        if not all(map(math.isfinite, (figures["loss"], *lengths))):
+            used = [micro for micro, count in zip(batch.micro_batches, labelled, strict=True) if count]
+            raise self._not_finite(step, batch, figures, used)
         if self.max_grad_norm is not None:
             clip_grads_with_norm_(self._trained(), self.max_grad_norm, norms.norm())
         self.optimizer.step()
@@ -225,6 +254,7 @@ class Loop:
             tokens=sum(real_tokens(micro) for micro in batch.micro_batches),
             labelled_tokens=sum(labelled),
             samples=batch.samples,
+            skipped=skipped,
             seconds=time.perf_counter() - started,
             learning_rates=rates,
             grad_norm=math.hypot(*lengths),
@@ -251,9 +281,7 @@ class Loop:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of matrix products."""
-        if self.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self._device.type, dtype=getattr(torch, self.precision))
+        return autocast(self._device, self.precision)
 
     def _set_learning_rates(self, step: int) -> dict[str, float]:
         """Set every group's rate, and return the highest of every part."""
@@ -267,26 +295,29 @@ class Loop:
             rates[group["part"]] = max(rate, rates.get(group["part"], 0.0))
         return rates
 
-    def _grad_norms(self, step: int) -> tuple[list[str], Tensor]:
+    def _grad_norms(self) -> tuple[list[str], Tensor]:
         """Names of the parts that have gradients, and the length of the gradient of each."""
         gradients: dict[str, list[Tensor]] = {}
         for group in self.optimizer.param_groups:
             found = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
-            gradients.setdefault(group["part"], []).extend(found)
-        gradients = {part: found for part, found in gradients.items() if found}
-        if not gradients:
-            raise TrainingError(f"step {step}: nothing that trains had any part in the loss, so it cannot fall")
-        lengths = [torch.stack(torch._foreach_norm(found)).norm() for found in gradients.values()]
-        return list(gradients), torch.stack([length.to(lengths[0]) for length in lengths])
+            if found:
+                gradients.setdefault(group["part"], []).extend(found)
+        return list(gradients), torch.stack([_length(found).to(self._device) for found in gradients.values()])
 
-    def _refuse_non_finite(self, step: int, batch: StepBatch, loss: float, norms: Mapping[str, float]) -> None:
-        if math.isfinite(loss) and all(map(math.isfinite, norms.values())):
-            return
+    def _not_finite(
+        self, step: int, batch: StepBatch, figures: Mapping[str, float], used: Sequence[Batch]
+    ) -> TrainingError:
+        """The error for a step whose loss or gradient is not finite, with where that came from."""
+        loss = figures["loss"]
         what = f"the loss is {loss}" if not math.isfinite(loss) else "the gradient is not finite"
-        with self.autocast():
-            where = health.explain(self.model, [self._placed(micro) for micro in batch.micro_batches])
+        terms = [name for name, value in figures.items() if name.startswith("loss/") and not math.isfinite(value)]
+        if terms:
+            where = f"the loss term {terms[0].removeprefix('loss/')!r} is {figures[terms[0]]}"
+        else:
+            with self.autocast():
+                where = health.explain(self.model, [self._placed(micro) for micro in used])
         self.optimizer.zero_grad(set_to_none=True)
-        raise TrainingError(
+        return TrainingError(
             f"{what} at step {step}: {where}. The step was not taken. Look at its samples ({_listed(batch.names)}), or "
             "lower the learning rate"
         )
@@ -305,29 +336,79 @@ class Loop:
     # --- state --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that decides what comes, but for the model's weights: step, optimizer, batches, random numbers."""
+        """Everything that decides what comes, but for the model's weights."""
         return {
             "step": self.step,
             "optimizer": self.optimizer.state_dict(),
             "batches": self.batches.state_dict(),
             "random": random_state(self._device),
+            "callbacks": [[type(callback).__name__, callback.state_dict()] for callback in self.callbacks],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another loop, made in the same way, stood; the model's weights must be that one's.
+        """Go on where another loop stood; the model's weights must be that one's.
+
+        Learning rates, decay and other settings are this loop's; what the optimizer has gathered is the other's.
 
         Args:
             state: of `state_dict`.
+
+        Raises:
+            ArgumentError: if something else trains than did, or the data are others.
         """
-        self.step = state["step"]
-        self.optimizer.load_state_dict(state["optimizer"])
         self.batches.load_state_dict(state["batches"])
+        self.optimizer.load_state_dict(_with_state_of(self.optimizer.state_dict(), state["optimizer"]))
+        self.step = state["step"]
+        left = [(name, inner) for name, inner in state["callbacks"] if inner]
+        for callback in self.callbacks:
+            found = next((entry for entry in left if entry[0] == type(callback).__name__), None)
+            if found is not None:
+                callback.load_state_dict(found[1])
+                left.remove(found)
         set_random_state(state["random"], self._device)
 
 
-def labelled_tokens(batch: Batch) -> int:
-    """How many labels of a batch carry loss; the first position of a sequence has nothing before it to predict it."""
-    return int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+def _with_state_of(mine: dict[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimizer's state with its own settings and what another has gathered, parameter by parameter."""
+    if not all("names" in group for group in (*mine["param_groups"], *other["param_groups"])):
+        return dict(other)
+    places, theirs = _places(mine), _places(other)
+    strange = sorted(places.keys() ^ theirs.keys())
+    if strange:
+        raise ArgumentError(f"cannot go on: other parameters train than did, among them {', '.join(strange[:4])}")
+    state = {places[name]: other["state"][place] for name, place in theirs.items() if place in other["state"]}
+    return {"state": state, "param_groups": mine["param_groups"]}
+
+
+def _places(state: Mapping[str, Any]) -> dict[str, int]:
+    """The number under which an optimizer's state keeps each parameter, by its name."""
+    pairs = (zip(group["names"], group["params"], strict=True) for group in state["param_groups"])
+    return {name: place for group in pairs for name, place in group}
+
+
+def _length(gradients: Sequence[Tensor]) -> Tensor:
+    """The length of several gradients together, in float32 at least."""
+    exact = torch.float64 if any(gradient.dtype is torch.float64 for gradient in gradients) else torch.float32
+    lengths: Any = torch._foreach_norm([*gradients], 2, dtype=exact)
+    length: Tensor = torch.stack(lengths).norm()
+    return length
+
+
+def labelled_tokens(batch: Batch, marks: Iterable[int] = ()) -> int:
+    """How many labels of a batch carry loss.
+
+    Args:
+        batch: with `labels` (B, S).
+        marks: ids of modalities, whose positions carry none whatever their labels say.
+
+    Returns:
+        The number; the first position of a sequence does not count, having nothing before it to predict it.
+    """
+    carries = batch["labels"] != IGNORE_INDEX
+    if "input_ids" in batch:
+        for mark in marks:
+            carries &= batch["input_ids"] != mark
+    return int(carries[:, 1:].sum())
 
 
 def real_tokens(batch: Batch) -> int:

@@ -1,13 +1,17 @@
 """8. Where figures go: `metrics.jsonl`, one object a line, and trackers."""
 
+import errno
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from cornstarch.data.samples import numbered_lines
 from cornstarch.errors import ArgumentError
+from cornstarch.training.folder import write_whole
 from cornstarch.training.loop import StepRecord
 
 
@@ -33,23 +37,26 @@ class MetricsFile:
         """
         plain = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in line.items()}
         self._waiting.append(json.dumps(plain) + "\n")
-        with open(self._path, "ab") as file:
+        data = "".join(self._waiting).encode()
+        with open(self._path, "ab", buffering=0) as file:  # a buffer would write half a line when it is closed
             whole = file.tell()
             try:
-                file.write("".join(self._waiting).encode())
-                file.flush()
+                written = file.write(data)
             except OSError:
-                os.ftruncate(file.fileno(), whole)
-                raise
+                written = 0
+            if written != len(data):
+                with suppress(OSError):
+                    os.ftruncate(file.fileno(), whole)
+                raise OSError(errno.ENOSPC, "no space left for its lines")
         self._waiting.clear()
 
     def cut(self, step: int) -> None:
-        """Leave out lines of steps after `step`, which will be taken again."""
+        """Leave out lines of steps after `step`, which will be taken again, and a last line that is not whole."""
         if self._path.is_file():
-            kept = [line for line in read_metrics(self._path) if line["step"] <= step]
-            aside = self._path.with_name(f".{self._path.name}")
-            aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            os.replace(aside, self._path)
+            text = self._path.read_text(encoding="utf-8", errors="replace")
+            whole = text[: text.rfind("\n") + 1]
+            kept = [line for line in _parsed(whole, self._path) if line["step"] <= step]
+            write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -64,20 +71,25 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         ArgumentError: if a line is no JSON object.
     """
+    return _parsed(path.read_text(encoding="utf-8"), path)
+
+
+def _parsed(text: str, path: Path) -> list[dict[str, Any]]:
     lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in numbered_lines(text):
         try:
-            lines.append(dict(json.loads(text)))
+            lines.append(dict(json.loads(line)))
         except (ValueError, TypeError) as error:
-            raise ArgumentError(f"{path}, line {number}: {error}") from error
+            raise ArgumentError(f"{path}, line {number} is no whole object: {error}; remove the line") from error
     return lines
 
 
 def as_line(records: Sequence[StepRecord]) -> dict[str, Any]:
     """The line of the last of several steps: its own figures, and the speed over all of them."""
     record = records[-1]
-    seconds = sum(entry.seconds for entry in records)
+    seconds, skipped = sum(entry.seconds for entry in records), sum(entry.skipped for entry in records)
     return {
+        **record.metrics,
         "step": record.step,
         "loss": record.loss,
         "tokens_per_second": sum(entry.tokens for entry in records) / max(seconds, 1e-9),
@@ -85,9 +97,9 @@ def as_line(records: Sequence[StepRecord]) -> dict[str, Any]:
         "labelled_tokens": record.labelled_tokens,
         "samples": record.samples,
         "grad_norm": record.grad_norm,
+        **({"skipped": skipped} if skipped else {}),
         **{f"learning_rate/{part}": rate for part, rate in record.learning_rates.items()},
         **{f"grad_norm/{part}": norm for part, norm in record.grad_norms.items()},
-        **record.metrics,
     }
 
 
@@ -106,17 +118,10 @@ class Trackers:
 
     def __init__(self, names: Sequence[str], folder: Path, project: str, config: Mapping[str, Any]) -> None:
         self._trackers: list[Any] = []
-        if not names:
-            return
-        try:
-            from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-        except ImportError as error:
-            raise ImportError("run.trackers needs accelerate: pip install 'cornstarch[train]'") from error
-        available = {str(getattr(entry, "value", entry)) for entry in get_available_trackers()}
-        missing = [name for name in names if name not in available]
-        if missing:
-            raise ImportError(f"run.trackers: {', '.join(missing)} is not installed: pip install {' '.join(missing)}")
+        check_trackers(names)
         for name in names:
+            from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
             cls = LOGGER_TYPE_TO_CLASS[name]
             place = {"logging_dir": str(folder)} if cls.requires_logging_directory else {}
             tracker = cls(project, **place)
@@ -134,3 +139,24 @@ class Trackers:
         """Finish."""
         for tracker in self._trackers:
             tracker.finish()
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that cannot be used, before anything else is done.
+
+    Args:
+        names: of trackers that accelerate has.
+
+    Raises:
+        ImportError: if accelerate, or a tracker's own package, is not installed.
+    """
+    if not names:
+        return
+    try:
+        from accelerate.tracking import get_available_trackers
+    except ImportError as error:
+        raise ImportError("run.trackers needs accelerate: pip install 'cornstarch[train]'") from error
+    available = {str(getattr(entry, "value", entry)) for entry in get_available_trackers()}
+    missing = [name for name in names if name not in available]
+    if missing:
+        raise ImportError(f"run.trackers: {', '.join(missing)} is not installed: pip install {' '.join(missing)}")

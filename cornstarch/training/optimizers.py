@@ -13,6 +13,11 @@ from cornstarch.models.multimodal_language_model import MultimodalModel, freezin
 from cornstarch.training.config import OptimizerConfig, TrainsConfig
 from cornstarch.training.selection import parameters_of
 
+# Optimizers of PyTorch's that this loop cannot use, with the reason.
+_UNFIT: dict[Any, str] = {
+    torch.optim.LBFGS: "calls the model several times a step, which this loop does not do",
+    torch.optim.SparseAdam: "is for sparse gradients, which there are none of",
+}
 _NUMBERED = re.compile(r"\.\d+$")
 
 
@@ -44,6 +49,11 @@ def parameter_groups(
     for part, name, parameter in parameters_of(model):
         if not parameter.requires_grad:
             continue
+        if parameter.dtype is torch.float16:
+            raise ArgumentError(
+                f"{part} trains in float16, whose small gradients are lost without a loss scale: "
+                "set its dtype to float32 or bfloat16"
+            )
         choice = (trains or {}).get(part, TrainsConfig())
         number = next((n for n, group in enumerate(choice.groups) if group.matches(name)), None)
         own = choice.groups[number] if number is not None else None
@@ -86,13 +96,11 @@ def make_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> Opt
     if not (isinstance(cls, type) and issubclass(cls, Optimizer)) or cls is Optimizer:
         known = [name for name in torch.optim.__all__ if isinstance(getattr(torch.optim, name, None), type)]
         raise ArgumentError(f"optimizer.name: torch.optim has no {config.name!r}; it has: {', '.join(known)}")
-    if cls is torch.optim.LBFGS:
-        raise ArgumentError("optimizer.name: LBFGS calls the model several times a step, which this loop does not do")
-    # Names are for messages and checkpoints; the optimizer would want them of all groups in a form of its own.
-    plain = [{key: value for key, value in group.items() if key != "names"} for group in groups]
+    if cls in _UNFIT:
+        raise ArgumentError(f"optimizer.name: {config.name} {_UNFIT[cls]}")
     try:
-        return cls(plain, **{"lr": config.learning_rate, **config.arguments})
-    except (TypeError, ValueError) as error:
+        return cls(groups, **{"lr": config.learning_rate, **config.arguments})
+    except (TypeError, ValueError, IndexError, RuntimeError, AssertionError) as error:
         raise ArgumentError(f"optimizer.arguments: {config.name} refuses them: {error}") from error
 
 

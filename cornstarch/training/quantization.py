@@ -1,5 +1,6 @@
 """2a. A language model in fewer bits, with the libraries that do that, where they are installed."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -29,6 +30,10 @@ def make_config(config: QuantizationConfig, dtype: torch.dtype | str) -> Any:
 
             compute = {"bnb_4bit_compute_dtype": dtype} if isinstance(dtype, torch.dtype) else {}
             four = {"bnb_4bit_quant_type": "nf4", **compute} if config.bits == 4 else {}
+            known = inspect.signature(BitsAndBytesConfig).parameters
+            for name in config.arguments:
+                if name not in known:
+                    raise TypeError(f"BitsAndBytesConfig takes no {name!r}; it takes: {', '.join(known)}")
             return BitsAndBytesConfig(**{f"load_in_{config.bits}bit": True}, **{**four, **config.arguments})
         from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
 

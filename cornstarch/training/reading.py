@@ -109,17 +109,19 @@ def _load(text: str, name: str) -> tuple[dict[str, Any], dict[Keys, int]]:
         node = yaml.compose(text, Loader=_Loader)
         lines = dict(_lines(node, (), name)) if node is not None else {}
         values = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ArgumentError(f"{name} is no YAML: {error}") from error
+    except ArgumentError:
+        raise
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise ArgumentError(f"{name} is no YAML that a config can be: {error}") from error
     if values is None:
         values = {}
     if not isinstance(values, dict):
         raise ArgumentError(f"{name} must hold keys and values, found {type(values).__name__}")
     try:
-        json.dumps(values, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        # Copies: what an alias stands for is one object in all its places.
+        return json.loads(json.dumps(values, allow_nan=False)), lines
+    except (TypeError, ValueError, RecursionError) as error:
         raise ArgumentError(f"{name}: a value is none that a config can have: {error}") from error
-    return values, lines
 
 
 def _lines(node: yaml.Node, keys: Keys, name: str) -> Iterator[tuple[Keys, int]]:

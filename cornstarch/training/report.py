@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from cornstarch.data import Collator, Sample
-from cornstarch.models.multimodal_language_model import MultimodalModel, anatomy, freezing
+from cornstarch.models.multimodal_language_model import MultimodalModel, anatomy, freezing, quantized
 from cornstarch.models.multimodal_language_model.merge import IGNORE_INDEX
 from cornstarch.training.selection import parameters_of
 
@@ -27,7 +27,7 @@ def part_rows(model: MultimodalModel, groups: Sequence[Mapping[str, Any]] = ()) 
     """
     numbers: dict[str, list[int]] = {part: [0, 0] for part in model.parts}
     for part, _, parameter in parameters_of(model):
-        numbers[part][0] += parameter.numel()
+        numbers[part][0] += quantized.number_of_weights(parameter)
         numbers[part][1] += parameter.numel() if parameter.requires_grad else 0
     rows = []
     for part, modules in model.parts.items():

@@ -86,6 +86,8 @@ def _thaw_some(model: MultimodalModel, name: str, choice: TrainsConfig, new_rows
         part = freezing.adapt(part, "tokens", token_indices=new_rows)
         model.replace_part(name, part)
     base = freezing.unwrap(part)
+    if choice.last_layers > len(anatomy.layers(base)):
+        raise ArgumentError(f"last_layers is {choice.last_layers}, the part has {len(anatomy.layers(base))} layers")
     wanted = set(_of_modules(base, anatomy.layers(base)[-choice.last_layers :])) if choice.last_layers else set()
     if choice.norms:
         wanted |= set(_of_modules(base, [module for module in base.modules() if anatomy.is_norm(module)]))

@@ -1,5 +1,6 @@
 """7a. Ctrl-C and SIGTERM: the step is finished, a checkpoint saved, and the run left; a second one leaves at once."""
 
+import os
 import signal
 import threading
 from collections.abc import Mapping
@@ -53,4 +54,5 @@ class StopOnSignal(Callback):
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
-        print(f"\n{self.received}: finishing the step and saving a checkpoint; once more leaves at once", flush=True)
+        text = f"\n{self.received}: finishing the step and saving a checkpoint; once more leaves at once\n"
+        os.write(1, text.encode())  # a handler may interrupt a print, which cannot be entered twice

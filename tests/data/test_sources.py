@@ -103,6 +103,9 @@ def test_a_batch_of_them_trains(folder: Path) -> None:
         ("text", ArgumentError, r"entry 0: expected an object"),
         (entry(None, "x") | {"conversations": [{"from": "cat", "value": "x"}]}, ArgumentError, "a turn is from 'cat'"),
         (entry(None, "x") | {"conversations": [{"from": "gpt"}]}, ArgumentError, "object with `from` and `value`"),
+        (entry(None, "x") | {"conversations": [{"from": ["gpt"], "value": "x"}]}, ArgumentError, "a turn is from"),
+        (entry(None, "\ud800"), ArgumentError, "half a character"),
+        (entry("a\0.png"), MediaError, "a character that no name can have"),
     ],
 )
 def test_broken_entries_are_named(folder: Path, broken: Any, error: type[Exception], message: str) -> None:
@@ -134,6 +137,12 @@ def test_broken_files_are_named(folder: Path, name: str, text: Any, message: str
         LlavaSource(folder / "nowhere.json")
     with pytest.raises(ArgumentError, match="is no folder"):
         LlavaSource(folder / name, folder / "nowhere")
+
+
+def test_line_breaks_inside_strings_are_none(folder: Path) -> None:
+    """Those of Unicode, which JSON writes as they are."""
+    (folder / "data.jsonl").write_text(json.dumps(entry(None, "a\u2028b\x85c"), ensure_ascii=False) + "\n")
+    assert LlavaSource(folder / "data.jsonl").sample(0, CHANCE).messages[0]["content"][0]["text"] == "a\u2028b\x85c"
 
 
 # --- the order of batches ---------------------------------------------------------------------------------------------

@@ -166,6 +166,22 @@ def test_unknown_callbacks_are_named(description: Any, message: str) -> None:
         registered.build(description)
 
 
+def test_what_a_config_cannot_mean_is_refused() -> None:
+    """Misspelt arguments, sizes that make no sense, layers and rows that are not there: named, not tracebacks."""
+    for changes, message in (
+        ({"config": {**VISION, "num_hidden_layer": 3}}, r"has no 'num_hidden_layer'; did you mean 'num_hidden_layers'"),
+        ({"config": {**VISION, "hidden_size": 17}}, r"hidden.size.*17"),
+        ({"config": {"model_type": "clipp"}}, r"model_type 'clipp' cannot be configured so"),
+        ({"layers": [9]}, r"there is no layer 9; there are 0 to 2"),
+        ({"skip_first": 99}, r"skip_first=99\) leaves nothing of 17 rows"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            features(built(**changes)[0])
+    text = LanguageModelConfig(config={**TEXT, "vocab_size": 100}, tokenizer="bytes")
+    with pytest.raises(ArgumentError, match="vocab_size is 100, but the tokenizer has 259 tokens"):
+        build_model(ModelConfig(language_model=text))
+
+
 # --- single parts out of checkpoints ----------------------------------------------------------------------------------
 
 
@@ -218,6 +234,13 @@ def test_of_several_towers_the_one_named_like_the_modality() -> None:
     assert type(loading._tower_config("vision", config, "x")).__name__ == "Qwen2_5OmniVisionEncoderConfig"
     with pytest.raises(ArgumentError, match=r"several towers .* none is for 'camera' by name.*class_name"):
         loading._tower_config("camera", config, "x")
+
+
+def test_a_checkpoint_of_another_class_is_refused(tmp_path: Path) -> None:
+    """Its weights would be random."""
+    parts.llama().save_pretrained(tmp_path)
+    with pytest.raises(ArgumentError, match=r"has no weights for .* of a GPT2LMHeadModel"):
+        loading.load_language_model(tmp_path, "GPT2LMHeadModel")
 
 
 def test_what_cannot_be_loaded_is_named(tmp_path: Path, clip: Path) -> None:

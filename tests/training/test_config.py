@@ -58,6 +58,12 @@ def test_the_command_line_overrides_the_file() -> None:
     assert config.trains["language_model"] == TrainsConfig(mode="lora", lora={"r": 4})
 
 
+def test_what_an_alias_stands_for_is_changed_in_one_place() -> None:
+    text = LEAST + "data: {train: &d {source: digits, split: train}, validation: *d}"
+    config = parse_config(text, ["--data.validation.split", "validation"])
+    assert (config.data.train.split, config.data.validation.split) == ("train", "validation")
+
+
 def test_entries_of_lists_can_be_overridden() -> None:
     text = LEAST + "trains: {language_model: {groups: [{parameters: ['*norm*']}, {parameters: ['*.bias']}]}}"
     config = parse_config(text, ["--trains.language_model.groups.1.weight_decay", "0.5"])
@@ -81,6 +87,13 @@ def test_entries_of_lists_can_be_overridden() -> None:
         ("data: {train: {source: digits, split: dev}}\n", [], r"line 3: data.train.split: must be 'train'"),
         ("run: {overwrite: true, resume: true}\n", [], r"run.resume: cannot go on from a run that is overwritten"),
         ("run: [\n", [], "is no YAML"),
+        ("run: !!int abc\n", [], "is no YAML that a config can be"),
+        ("run: {? [a] : 1}\n", [], "is no YAML that a config can be"),
+        ("run: &a {folder: *a}\n", [], "is no YAML|is none that a config can have"),
+        ("data: {workers: -1}\n", [], "data.workers: must not be negative"),
+        ("data: {max_length: 0}\n", [], "data.max_length: must be above 0"),
+        ("optimizer: {arguments: {lr: 1}}\n", [], "lr is optimizer.learning_rate; set it there"),
+        ("evaluation: {generate: false}\nrun: {best_by: eval_exact_match}\n", [], "needs evaluation.generate"),
         ("", ["--optimizer.lr", "1"], r"command line, --optimizer.lr: .*did you mean 'learning_rate'"),
         ("", ["--optimizer.learning_rate"], r"command line: --optimizer.learning_rate needs a value"),
         ("", ["steps", "3"], r"command line: expected --key value, found 'steps'"),

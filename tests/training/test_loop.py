@@ -1,18 +1,22 @@
 """The loop: what accumulation changes (nothing), what it does with numbers that are none, and its state."""
 
 import math
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import torch
 import transformers
 from torch import Tensor, nn
 
-from cornstarch import Batches, Callback, Loop, StepRecord, TrainingError, parameter_groups
-from cornstarch.training import OptimizerConfig, make_optimizer, make_schedule
-from cornstarch.training.loop import labelled_tokens
+from cornstarch import ArgumentError, Batches, Callback, Loop, StepRecord, TrainingError, parameter_groups
+from cornstarch.training import OptimizerConfig, TrainsConfig, make_optimizer, make_schedule
+from cornstarch.training.loop import labelled_tokens, real_tokens
+from cornstarch.training.random_state import random_state, set_random_state
 from cornstarch.training.run import speed_up
+from cornstarch.training.schedules import share_at
 from tests.training import toy
 
 
@@ -195,7 +199,7 @@ def test_numbers_that_are_none_stop_and_are_traced(broken: Callable[[Any], None]
     assert expected.partition(".*")[0] in str(caught.value)
     assert "colour " in str(caught.value)
     assert loop.step == 1
-    assert loop.batches.state_dict() == {"epoch": 0, "step": 1}, "the step can be taken again"
+    assert loop.batches.state_dict()["step"] == 1, "the step can be taken again"
     assert all(
         torch.equal(value, before[name]) or value.isnan().any() for name, value in loop.model.state_dict().items()
     )
@@ -227,15 +231,33 @@ def test_nothing_in_the_loss_trains() -> None:
         Loop(model, optimizer, Batches(TextOnly(), collator, 4), steps=1).run()
 
 
-def test_a_step_without_labels_names_its_samples() -> None:
+def test_batches_without_labels_are_passed_over() -> None:
+    """Counted, and no step; where nothing else comes, an error that names samples."""
+
     class Silent(toy.Colours):
+        def __init__(self, size: int, silent: int) -> None:
+            super().__init__(size)
+            self.silent = silent
+
         def sample(self, index: int, chance: Any) -> Any:
-            return super().sample(index, chance).prompt
+            sample = super().sample(index, chance)
+            return sample.prompt if index < self.silent else sample
 
     model, collator = toy.model_and_collator()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(TrainingError, match=r"step 1: none of its 4 samples has a labelled token.*colour"):
-        Loop(model, optimizer, Batches(Silent(), collator, 4), steps=1).run()
+    batches = Batches(Silent(6, 4), collator, 2, shuffle=False)
+    records = run(Loop(model, optimizer, batches, steps=2))
+    assert [(record.step, record.skipped) for record in records] == [(1, 2), (2, 2)]
+    with pytest.raises(TrainingError, match=r"step 1: 100 batches in a row have nothing to learn from.*colour"):
+        Loop(model, optimizer, Batches(Silent(6, 6), collator, 2), steps=1).run()
+
+
+def test_a_loss_term_that_is_no_number_is_named() -> None:
+    def broken(model: nn.Module, batch: Any, output: Any) -> Tensor:
+        return output.logits.mean() * math.nan
+
+    with pytest.raises(TrainingError, match="the loss term 'mine' is nan"):
+        make(loss_terms={"mine": broken}, steps=1).run()
 
 
 # --- what can be added ------------------------------------------------------------------------------------------------
@@ -281,6 +303,78 @@ def test_callbacks_are_called_at_their_moments() -> None:
 
     assert make(callbacks=[Seen()], steps=9).run() == "enough"
     assert seen == ["start", ("gradients", 0), ("step", 1, 1), ("gradients", 1), ("step", 2, 2), "end"]
+
+
+def test_learning_rates_are_the_schedules() -> None:
+    """What every group is stepped with, warm-ups of their own included, and what is recorded: 1e-12."""
+    trains = {"vision_projector": TrainsConfig(learning_rate=3e-2, warmup=0.5)}
+    model, collator = toy.model_and_collator()
+    config = OptimizerConfig(name="SGD", learning_rate=1e-2)
+    groups = parameter_groups(model, config, trains, warmup=0.2)
+    decay = make_schedule("linear", {})
+    used: list[dict[str, float]] = []
+
+    class Used(Callback):
+        def on_gradients(self, loop: Loop) -> None:
+            used.append({group["part"]: group["lr"] for group in loop.optimizer.param_groups})
+
+    optimizer = make_optimizer(groups, config)
+    batches = Batches(toy.Colours(), collator, 4)
+    records = run(Loop(model, optimizer, batches, steps=10, schedule=decay, callbacks=[Used()]))
+    for step, (record, rates) in enumerate(zip(records, used, strict=True), 1):
+        expected = {
+            "vision_encoder": 1e-2 * share_at(step, 10, 0.2, decay),
+            "vision_projector": 3e-2 * share_at(step, 10, 0.5, decay),
+            "language_model": 1e-2 * share_at(step, 10, 0.2, decay),
+        }
+        assert rates == record.learning_rates == pytest.approx(expected, rel=1e-12)
+
+
+def test_callbacks_may_change_gradients() -> None:
+    """Before they are measured and clipped: made a thousand times longer, the step is no longer than the limit."""
+
+    class Longer(Callback):
+        def on_gradients(self, loop: Loop) -> None:
+            for parameter in loop.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad *= 1000
+
+    config = OptimizerConfig(name="SGD", learning_rate=1.0)
+    plain = run(make(dtype=torch.float64, optimizer=config, steps=1))[0]
+    loop = make(dtype=torch.float64, optimizer=config, max_grad_norm=1e-3, callbacks=[Longer()], steps=1)
+    before = torch.cat([p.detach().flatten().clone() for p in loop.model.parameters()])
+    assert run(loop)[0].grad_norm == pytest.approx(1000 * plain.grad_norm, rel=1e-9)
+    moved = (torch.cat([p.detach().flatten() for p in loop.model.parameters()]) - before).norm().item()
+    assert moved == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_callbacks_have_a_state() -> None:
+    """A callback's own is in the loop's, and another of its class goes on with it."""
+
+    class Average(Callback):
+        def __init__(self) -> None:
+            self.value = torch.zeros(())
+
+        def on_step(self, loop: Loop, record: StepRecord) -> None:
+            self.value = 0.5 * self.value + 0.5 * record.loss
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"value": self.value}
+
+        def load_state_dict(self, state: Any) -> None:
+            self.value = state["value"]
+
+    first, second = Average(), Average()
+    loop = make(steps=3, callbacks=[Gradients(), first])
+    run(loop)
+    make(steps=3, callbacks=[second]).load_state_dict(loop.state_dict())
+    assert second.value == first.value != 0
+
+
+@pytest.mark.parametrize("name", ["loss", "step", "grad_norm", "loss/mine"])
+def test_metrics_cannot_take_names_that_lines_have(name: str) -> None:
+    with pytest.raises(ArgumentError, match="cannot be called"):
+        make(metrics={name: lambda batch, output: 0.0})
 
 
 def test_gradients_are_clipped_and_their_length_is_that_before() -> None:
@@ -358,6 +452,40 @@ def test_state_is_all_there_is(name: str) -> None:
         assert torch.equal(value, second.model.state_dict()[name]), name
 
 
-def test_labels_of_the_first_position_do_not_count() -> None:
-    """Nothing before it can predict it, as in Hugging Face's loss."""
-    assert labelled_tokens({"labels": torch.tensor([[5, 6, -100], [-100, -100, 7]])}) == 2
+def test_labels_that_carry_loss_are_counted() -> None:
+    """Not that of the first position, which nothing before it can predict; nor those of inputs, whatever they say."""
+    labels = torch.tensor([[5, 6, -100], [-100, -100, 7]])
+    assert labelled_tokens({"labels": labels}) == 2
+    assert labelled_tokens({"labels": labels, "input_ids": torch.tensor([[5, 99, 6], [6, 6, 7]])}, [99]) == 1
+
+
+def test_padding_is_no_token() -> None:
+    batch = {"labels": torch.zeros(2, 3), "attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1]])}
+    assert real_tokens(batch) == 5
+    assert run(make(steps=1))[0].tokens < 8 * 40
+
+
+def test_random_numbers_of_python_and_numpy_go_on(tmp_path: Any) -> None:
+    """As PyTorch's do: through a checkpoint's files too."""
+    state = random_state(torch.device("cpu"))
+    expected = (random.random(), float(numpy.random.rand()), torch.rand(()).item())
+    random.seed(5)
+    numpy.random.seed(5)
+    set_random_state(state, torch.device("cpu"))
+    assert (random.random(), float(numpy.random.rand()), torch.rand(()).item()) == expected
+
+
+def test_another_loop_must_train_the_same() -> None:
+    """Other parameters, or other data, are refused by name; other rates are the new loop's."""
+    loop = make(steps=2)
+    loop.take_step()
+    state = loop.state_dict()
+    other, collator = toy.model_and_collator()
+    other.train({"vision": (False, True)}, llm_mode=True)
+    with pytest.raises(ArgumentError, match=r"other parameters train than did, among them vision_encoder"):
+        make(made=(other, collator)).load_state_dict(state)
+    with pytest.raises(ArgumentError, match=r"cannot go on in the data: batch_size was 8 and is 4"):
+        make(batch_size=4).load_state_dict(state)
+    slower = make(optimizer=OptimizerConfig(learning_rate=1e-5), steps=2)
+    slower.load_state_dict(state)
+    assert slower.take_step().learning_rates["language_model"] == pytest.approx(1e-5)

@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from cornstarch import (
     ArgumentError,
+    Callback,
     MultimodalModel,
     build_model,
     byte_tokenizer,
@@ -100,6 +101,34 @@ def test_the_gradient_passes_after_an_answer(base: Path, tmp_path: Path) -> None
         model.generate(**inputs, max_new_tokens=2)
     assert gradients[0].abs().max() > 0
     assert torch.equal(*gradients)
+
+
+def test_it_goes_on_in_fewer_bits(base: Path, tmp_path: Path) -> None:
+    """Resumed, the base weights are quantised again, and losses are those of the run that was not stopped (4 bits)."""
+    words = ["--evaluation.every", "100", "--run.checkpoint_every", "3"]
+    whole = train(config(base, tmp_path / "whole", 4, *words))
+
+    class StopAt(Callback):
+        def on_step(self, loop: Any, record: Any) -> None:
+            if loop.step == 3:
+                loop.stop("enough")
+
+    train(config(base, tmp_path / "pieces", 4, *words), callbacks=[StopAt()])
+    resumed = train(config(base, tmp_path / "pieces", 4, *words, "--run.resume", "true"))
+    assert type(layer_of(resumed.model).base_layer.weight).__name__ == "Params4bit"
+    found, expected = (
+        [line["loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in line][3:]
+        for name in ("pieces", "whole")
+    )
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert part_rows(resumed.model) == part_rows(whole.model)
+
+
+def test_the_table_counts_weights(base: Path, tmp_path: Path) -> None:
+    """Not the numbers that several of 4 bits lie in."""
+    model, _ = build_model(config(base, tmp_path, 4).model)
+    expected = sum(p.numel() for p in LlamaForCausalLM.from_pretrained(base).parameters())
+    assert part_rows(model)[-1]["parameters"] == expected
 
 
 def test_what_cannot_be(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

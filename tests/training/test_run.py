@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,22 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import cornstarch
-from cornstarch import ArgumentError, CheckpointError, TrainingError, load_run, parse_config, read_metrics, train
+from cornstarch import (
+    ArgumentError,
+    CheckpointError,
+    MediaError,
+    TrainingError,
+    load_run,
+    parse_config,
+    read_metrics,
+    train,
+)
 from cornstarch.training import checkpoints
+from cornstarch.training.metrics import MetricsFile
+from tests.training import toy
 
 DIGITS = Path(__file__).parent.parent.parent / "examples" / "digits.yaml"
 
@@ -42,7 +55,7 @@ def test_the_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     folder = tmp_path / "run"
     result = train(config(folder, "--run.checkpoint_every", "2", "--run.keep_last", "1"))
     assert {path.name for path in folder.iterdir()} == {
-        "config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "loss.png", "model",
+        "config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "loss.png", "model", ".lock",
     }  # fmt: skip
     parts = ("vision_encoder", "vision_projector", "language_model")
     lines = read_metrics(folder / "metrics.jsonl")
@@ -266,3 +279,204 @@ def test_wrong_settings_are_named(tmp_path: Path, overrides: list[str], message:
     with pytest.raises(ArgumentError, match=message):
         train(config(tmp_path / "run", *overrides))
     train(config(tmp_path / "run", "--training.steps", "1"))
+
+
+# --- whatever ends a run, what was learnt is kept ---------------------------------------------------------------------
+
+
+def test_any_error_leaves_the_last_whole_step(tmp_path: Path) -> None:
+    """Of a callback here; the error itself is what is raised."""
+
+    class Trip(cornstarch.Callback):
+        def on_step(self, loop: Any, record: Any) -> None:
+            if loop.step == 3:
+                raise KeyError("tripped")
+
+    with pytest.raises(KeyError, match="tripped"):
+        train(config(tmp_path / "run", "--evaluation.every", "100"), callbacks=[Trip()])
+    assert checkpoints.last(tmp_path / "run" / "checkpoints").name == "step-3"
+    load_run(tmp_path / "run")  # the checkpoint's model, for want of a final one
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_an_unreadable_image_is_named_and_costs_nothing(tmp_path: Path, workers: str) -> None:
+    """By file and entry alone, from workers too; the steps before it are kept, and the run can go on with it mended."""
+    entries = []
+    for number in range(72):
+        Image.new("RGB", (8, 8), "white").save(tmp_path / f"{number}.png")
+        turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "white"}]
+        entries.append({"image": f"{number}.png", "conversations": turns})
+    (tmp_path / "data.json").write_text(json.dumps(entries))
+    whole = (tmp_path / "70.png").read_bytes()
+    (tmp_path / "70.png").write_bytes(whole[:40])
+    words = ["--data.train", f"{{source: llava, path: {tmp_path / 'data.json'}}}", "--training.steps", "20"]
+    words += ["--data.workers", workers, "--evaluation.every", "100", "--evaluation.samples", "3"]
+    with pytest.raises(MediaError) as caught:
+        train(config(tmp_path / "run", *words))
+    assert "70.png" in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+    last = checkpoints.last(tmp_path / "run" / "checkpoints")
+    steps = len(losses(tmp_path / "run"))
+    assert steps == (int(last.name.removeprefix("step-")) if last is not None else 0)
+    (tmp_path / "70.png").write_bytes(whole)
+    again = ["--run.resume", "true"] if last is not None else ["--run.overwrite", "true"]
+    assert train(config(tmp_path / "run", *words, *again)).step == 20
+
+
+def test_validation_is_looked_at_before_the_first_step(tmp_path: Path) -> None:
+    """Not met as a surprise after the last."""
+
+    class Silent(toy.Colours):
+        def sample(self, index: int, chance: Any) -> Any:
+            return super().sample(index, chance).prompt
+
+    with pytest.raises(TrainingError, match=r"data.validation: none of the first 24 samples has a labelled token"):
+        train(config(tmp_path / "run"), validation=Silent())
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ArgumentError, match="the source has no samples"):
+        train(config(tmp_path / "run"), source=toy.Colours(0))
+
+
+def test_weights_that_are_no_numbers_replace_no_checkpoint(tmp_path: Path) -> None:
+    class Break(cornstarch.Callback):
+        def on_step(self, loop: Any, record: Any) -> None:
+            if loop.step == 4:
+                with torch.no_grad():
+                    next(loop.model.parameters()).fill_(float("nan"))
+
+    words = ["--run.checkpoint_every", "3", "--run.keep_last", "1", "--evaluation.every", "100"]
+    with pytest.raises(TrainingError, match=r"step 5: the weight .* of vision_encoder is not finite already"):
+        train(config(tmp_path / "run", *words), callbacks=[Break()])
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-3"]
+
+
+def test_a_run_is_destroyed_by_nothing_but_its_successor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Overwriting fails for want of a tracker, or resuming for want of a checkpoint: all is as it was."""
+    train(config(tmp_path / "run"))
+    before = losses(tmp_path / "run")
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [])
+    with pytest.raises(ImportError, match="wandb is not installed: pip install wandb"):
+        train(config(tmp_path / "run", "--run.overwrite", "true", "--run.trackers", "[wandb]"))
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        path.rename(path.with_name(".writing-half"))
+    with pytest.raises(ArgumentError, match="holds no checkpoint to go on from"):
+        train(config(tmp_path / "run", "--run.resume", "true"))
+    assert losses(tmp_path / "run") == before
+    load_run(tmp_path / "run")
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    """A second one in the same folder is refused while the first goes on."""
+
+    class Second(cornstarch.Callback):
+        def on_step(self, loop: Any, record: Any) -> None:
+            if loop.step == 2:
+                with pytest.raises(ArgumentError, match="another run is going on in"):
+                    train(config(tmp_path / "run", "--run.overwrite", "true"))
+
+    train(config(tmp_path / "run"), callbacks=[Second()])
+    assert len(losses(tmp_path / "run")) == 6
+
+
+# --- going on ---------------------------------------------------------------------------------------------------------
+
+
+def test_going_on_with_another_config(tmp_path: Path) -> None:
+    """Another model, data or choice is refused by name and changes nothing; another rate is obeyed and recorded."""
+    often = ["--evaluation.every", "100", "--run.checkpoint_every", "4"]
+    train(config(tmp_path / "run", *often))
+    for words, message in (
+        (["--trains.vision_encoder", "frozen"], r"trains.vision_encoder.mode was None and is 'frozen'"),
+        (["--training.batch_size", "3"], r"training.batch_size was 6 and is 3"),
+        (["--model.language_model.config.hidden_size", "32"], r"hidden_size was 64 and is 32"),
+        (["--data.train.shift", "0"], r"data.train.shift was 1 and is 0"),
+        (["--optimizer.name", "SGD"], r"optimizer.name was AdamW"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            train(config(tmp_path / "run", *often, "--run.resume", "true", *words))
+    more = ["--run.resume", "true", "--training.steps", "8", "--optimizer.learning_rate", "1e-6"]
+    train(config(tmp_path / "run", *often, *more, "--schedule.name", "constant", "--schedule.warmup", "0"))
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert lines[-1]["learning_rate/language_model"] == pytest.approx(1e-6)
+    assert "learning_rate: 1.0e-06" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_lines_behind_the_checkpoint_are_taken_again(tmp_path: Path) -> None:
+    """After a kill: lines after the last checkpoint, and half a line, give way to the steps that are taken again."""
+    words = ["--evaluation.every", "100", "--run.checkpoint_every", "2"]
+    train(config(tmp_path / "whole", *words))
+    folder = tmp_path / "killed"
+    train(config(folder, *words))
+    shutil.rmtree(folder / "checkpoints" / "step-6")
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 7, "lo')
+    train(config(folder, *words, "--run.resume", "true"))
+    assert losses(folder) == losses(tmp_path / "whole")
+
+
+def test_a_model_of_ones_own(tmp_path: Path) -> None:
+    """Instead of the config's: what trains is the config's choice, the folder is a run's, and it is resumed alike."""
+    words = ["--trains.vision_encoder", "frozen", "--evaluation.every", "100", "--evaluation.max_new_tokens", "2"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+
+    class StopAt(cornstarch.Callback):
+        def on_step(self, loop: Any, record: Any) -> None:
+            if loop.step == 3:
+                loop.stop("enough")
+
+    for folder, callbacks, more in ((whole, [], []), (stopped, [StopAt()], []), (stopped, [], ["--run.resume=true"])):
+        model, collator = toy.model_and_collator()
+        given = {"model": model, "processor": collator.processor, "source": toy.Colours()}
+        result = train(config(folder, *words, *more), callbacks=callbacks, **given)
+    assert result.model is model
+    assert losses(stopped) == losses(whole)
+    assert not any(p.requires_grad for p in model.vision_encoder.module.parameters())
+
+
+# --- lines of metrics -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_lines_wait_for_space(tmp_path: Path) -> None:
+    """What a full disk refuses is written with the next line, and no half of it before."""
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path)
+    file.write({"step": 1})
+    path.rename(tmp_path / "kept")
+    path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="no space left"):
+        file.write({"step": 2, "loss": float("nan")})
+    path.unlink()
+    (tmp_path / "kept").rename(path)
+    file.write({"step": 3})
+    assert read_metrics(path) == [{"step": 1}, {"step": 2, "loss": None}, {"step": 3}]
+
+
+def test_steps_between_lines_are_not_lost(tmp_path: Path) -> None:
+    """With a line every four steps, a run stopped after the sixth has lines for 4 and 6."""
+
+    class StopAt(cornstarch.Callback):
+        def on_step(self, loop: Any, record: Any) -> None:
+            if loop.step == 6:
+                loop.stop("enough")
+
+    words = ["--run.log_every", "4", "--training.steps", "9", "--evaluation.every", "100"]
+    train(config(tmp_path / "run", *words), callbacks=[StopAt()])
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line["step"] for line in lines if "loss" in line] == [4, 6]
+
+
+def test_a_stop_at_the_last_step_is_none(tmp_path: Path) -> None:
+    class StopAt(cornstarch.Callback):
+        def on_step(self, loop: Any, record: Any) -> None:
+            if loop.step == 6:
+                loop.stop("enough")
+
+    assert train(config(tmp_path / "run"), callbacks=[StopAt()]).stopped is None
+
+
+def test_epochs_are_counted_without_rounding_errors(tmp_path: Path) -> None:
+    """0.07 of 100 steps are 7."""
+    words = ["--training.epochs", "0.07", "--training.steps", "null", "--training.batch_size", "1"]
+    assert train(config(tmp_path / "run", *words, "--evaluation.every", "100"), source=toy.Colours(100)).step == 7

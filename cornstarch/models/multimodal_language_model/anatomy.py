@@ -101,6 +101,11 @@ def vocabulary_size(language_model: nn.Module) -> int:
     return int(embedding.weight.shape[0])
 
 
+def config_vocabulary_size(config: Any) -> int:
+    """How many rows the embedding table of a language model with this config has."""
+    return int(config.get_text_config().vocab_size)
+
+
 def linear_widths(module: nn.Module) -> tuple[int | None, int | None]:
     """Input and output width of a module that starts and ends with `nn.Linear`; None where it does not."""
     leaves = [leaf for leaf in module.modules() if not list(leaf.children())]

@@ -42,6 +42,8 @@ class SelectFeatures:
     def __post_init__(self) -> None:
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(self.layers))  # JSON has lists only
+            if not self.layers:
+                raise ArgumentError("SelectFeatures needs at least one layer, or None for the encoder's output")
 
     def __call__(self, inputs: dict[str, Any], output: Any) -> Tensor:
         """Take the rows.
@@ -57,14 +59,24 @@ class SelectFeatures:
             ArgumentError: if the encoder returned no hidden states of its layers.
         """
         if self.layers is None:
-            return output.last_hidden_state[:, self.skip_first :]  # type: ignore[no-any-return]
+            return self._rows(output.last_hidden_state)
         states = getattr(output, "hidden_states", None)
         if states is None:
             raise ArgumentError(
                 "SelectFeatures(layers=...) needs the hidden states of all layers: pass "
                 "preprocess_callback=OutputHiddenStates()"
             )
-        return torch.cat([states[layer][:, self.skip_first :] for layer in self.layers], dim=-1)
+        beyond = [layer for layer in self.layers if not -len(states) <= layer < len(states)]
+        if beyond:
+            raise ArgumentError(f"SelectFeatures: there is no layer {beyond[0]}; there are 0 to {len(states) - 1}")
+        return torch.cat([self._rows(states[layer]) for layer in self.layers], dim=-1)
+
+    def _rows(self, states: Tensor) -> Tensor:
+        if states.shape[1] <= self.skip_first:
+            raise ArgumentError(
+                f"SelectFeatures(skip_first={self.skip_first}) leaves nothing of {states.shape[1]} rows"
+            )
+        return states[:, self.skip_first :]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,4 +189,7 @@ def build(description: Mapping[str, Any]) -> Any:
         raise ArgumentError(f"callback {name!r}: unknown argument {unknown!r}; known: {', '.join(known) or 'none'}")
     if name == "chain":
         arguments["callbacks"] = tuple(build(entry) for entry in arguments["callbacks"])
-    return CALLBACKS[name](**arguments)
+    try:
+        return CALLBACKS[name](**arguments)
+    except TypeError as error:
+        raise ArgumentError(f"callback {name!r} refuses its arguments {arguments}: {error}") from error

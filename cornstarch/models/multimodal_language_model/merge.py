@@ -90,7 +90,8 @@ def scatter_features(inputs_embeds: Tensor, mask: Tensor, features: Tensor) -> T
     """
     index = mask.flatten().nonzero().squeeze(-1)
     rows = features.to(device=inputs_embeds.device, dtype=inputs_embeds.dtype)
-    return inputs_embeds.flatten(0, 1).index_copy(0, index, rows).view_as(inputs_embeds)
+    with torch.autocast(inputs_embeds.device.type, enabled=False):  # which would cast one of the two
+        return inputs_embeds.flatten(0, 1).index_copy(0, index, rows).view_as(inputs_embeds)
 
 
 def mask_labels(labels: Tensor, mask: Tensor) -> Tensor:

@@ -312,6 +312,8 @@ class MultimodalModel(Composition):
         if self._first_position:  # `generate` would count from 0
             mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             arguments.setdefault("position_ids", merge.positions_from_mask(mask, mask.shape[-1]) + self._first_position)
+        if getattr(self.config.text_config, "output_router_logits", False):
+            arguments.setdefault("output_router_logits", False)  # a loss of routers, which fails on cached positions
         arguments = self._preprocess_llm(arguments, input_ids, inputs)
         arguments.pop("input_ids", None)
         if generation.processors_ignore_unknown_ids():

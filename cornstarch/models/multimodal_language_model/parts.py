@@ -1,6 +1,8 @@
 """6c. Single parts out of Hugging Face checkpoints, or from scratch: the tower a modality needs, found by structure."""
 
+import difflib
 import importlib
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ _PROCESSORS = {
     "input_features": (AutoFeatureExtractor,),
     "input_values": (AutoFeatureExtractor,),
 }
+# Share of a model's weights that a checkpoint may lack (and that are random then, as Hugging Face warns).
+_MOST_MISSING = 0.01
 # Parts of a composite config that encode nothing.
 _NO_TOWERS = ("text", "decoder", "qformer", "talker", "token2wav", "code", "vq", "backbone")
 _ANY_PROCESSOR = (AutoImageProcessor, AutoFeatureExtractor, AutoVideoProcessor)
@@ -52,11 +56,25 @@ def make_config(values: dict[str, Any], **defaults: Any) -> PreTrainedConfig:
     model_type = values["model_type"]
     arguments = {**defaults, **{name: value for name, value in values.items() if name != "model_type"}}
     try:
+        _refuse_unknown(model_type, arguments)
         return AutoConfig.for_model(model_type, **arguments)
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(
-            f"model_type {model_type!r} cannot be configured so: {str(error).splitlines()[0]}"
-        ) from error
+    except ArgumentError:
+        raise
+    except Exception as error:  # configs check themselves in ways of their own
+        reason = " ".join(str(error).split())
+        raise ArgumentError(f"model_type {model_type!r} cannot be configured so: {reason}") from error
+
+
+def _refuse_unknown(model_type: str, arguments: dict[str, Any]) -> None:
+    """Hugging Face's configs keep whatever they are given, so that a misspelt argument does nothing."""
+    plain = AutoConfig.for_model(model_type)
+    known = {*plain.to_dict(), *plain.attribute_map, *inspect.signature(type(plain).__init__).parameters}
+    known |= set(PreTrainedConfig().to_dict())
+    for name in arguments:
+        if name not in known and not hasattr(plain, name):
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ArgumentError(f"a config of model_type {model_type!r} has no {name!r}{hint}")
 
 
 def load_encoder(key: str, path: str | Path, class_name: str | None = None, **options: Any) -> Any:
@@ -107,9 +125,10 @@ def make_encoder(values: dict[str, Any], class_name: str | None = None, **option
         ArgumentError: if it cannot be made.
     """
     config = make_config(values)
+    cls = AutoModel if class_name is None else find_class(class_name, config)
+    encoder = _made(cls, config, options)
     if class_name is not None:
-        return find_class(class_name, config)._from_config(config, **options)
-    encoder: Any = AutoModel.from_config(config, **options)
+        return encoder
     return encoder.get_encoder() if getattr(config, "is_encoder_decoder", False) else encoder
 
 
@@ -149,12 +168,12 @@ def make_language_model(values: dict[str, Any], tokenizer: Any, class_name: str 
     """
     special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     config = make_config(values, vocab_size=len(tokenizer), **special)
-    if class_name is not None:
-        return find_class(class_name, config)._from_config(config, **options)
-    try:
-        return AutoModelForCausalLM.from_config(config, **options)
-    except ValueError as error:
-        raise ArgumentError(f"model_type {values['model_type']!r} is no causal language model: {error}") from error
+    if anatomy.config_vocabulary_size(config) < len(tokenizer):
+        raise ArgumentError(
+            f"vocab_size is {anatomy.config_vocabulary_size(config)}, but the tokenizer has {len(tokenizer)} tokens: "
+            "leave it out, or make it as large"
+        )
+    return _made(AutoModelForCausalLM if class_name is None else find_class(class_name, config), config, options)
 
 
 def load_processor(encoder: nn.Module, path: str | Path, **options: Any) -> Any:
@@ -235,11 +254,29 @@ def _read_config(path: str | Path, options: dict[str, Any]) -> PreTrainedConfig:
         raise ArgumentError(f"{path}: {str(error).splitlines()[0]}") from error
 
 
-def _loaded(cls: Any, path: str | Path, options: dict[str, Any]) -> Any:
+def _made(cls: Any, config: PreTrainedConfig, options: dict[str, Any]) -> Any:
+    """A model of random weights; whatever a config that makes no sense fails with is said as it is."""
+    make = getattr(cls, "from_config", None) or cls._from_config
     try:
-        return cls.from_pretrained(path, **options)
-    except ValueError as error:
+        return make(config, **options)
+    except Exception as error:
+        raise ArgumentError(f"no {cls.__name__} can be made of a config of {config.model_type!r}: {error}") from error
+
+
+def _loaded(cls: Any, path: str | Path, options: dict[str, Any]) -> Any:
+    """A pretrained model, every weight of which the checkpoint has, but for a few beside the hidden states."""
+    try:
+        model, report = cls.from_pretrained(path, output_loading_info=True, **options)
+    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise ArgumentError(f"{path} cannot be loaded as {cls.__name__}: {str(error).splitlines()[0]}") from error
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    missing = [name for name in report["missing_keys"] if "pool" not in name and name in sizes]
+    if sum(sizes[name] for name in missing) > _MOST_MISSING * sum(sizes.values()):
+        raise ArgumentError(
+            f"{path} has no weights for {', '.join(sorted(missing)[:4])} ({len(missing)} in all) of a "
+            f"{type(model).__name__}: is it a checkpoint of that class?"
+        )
+    return model
 
 
 def _whole_class(config: PreTrainedConfig) -> Any:

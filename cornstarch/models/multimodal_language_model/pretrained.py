@@ -117,7 +117,10 @@ def _write_weights(tensors: dict[str, Tensor], folder: Path, max_shard_size: int
     """Write the weights into one file or several, and return their names."""
     plan = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
     for name, members in plan.filename_to_tensors.items():
-        save_file({member: tensors[member] for member in members}, folder / name, metadata={"format": "pt"})
+        try:
+            save_file({member: tensors[member] for member in members}, folder / name, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, for one
+            raise OSError(f"{folder / name} cannot be written: {error}") from error
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -423,6 +426,35 @@ def _read_weights(
         raise CheckpointError(
             f"{folder} is incomplete: no weights for {', '.join(missing[:5])} ({len(missing)} in all)"
         )
+
+
+def load_weights(model: MultimodalModel, directory: Path) -> None:
+    """Give a model that is made already the weights of a saved one, in place.
+
+    Args:
+        model: of the same parts, adapters included. Weights that it holds in fewer bits stay: they do not train.
+        directory: where the other was saved.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged, or the weights are another model's.
+    """
+    folder = _files.current(directory, "model")
+    description = library.read_json(folder / _CONFIG)
+    mine = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    places = model.state_dict().keys()
+    seen: set[str] = set()
+    for path in _weight_files(folder, description["weight_files"]):
+        for name, value in _read_tensors(path, None).items():
+            seen.add(name)
+            target = mine.get(name)
+            if target is None or (target.is_floating_point() and target.shape != value.shape):
+                raise CheckpointError(f"{path} holds {name} of shape {tuple(value.shape)}, which the model has not so")
+            if target.is_floating_point() or target.shape == value.shape:
+                target.data.copy_(value)
+    seen |= set(description["aliases"])
+    missing = sorted(name for name in places if name in mine and name not in seen)
+    if missing:
+        raise CheckpointError(f"{folder} has no weights for {', '.join(missing[:5])} ({len(missing)} in all)")
 
 
 def _tensor_at(model: nn.Module, name: str) -> Any:

@@ -1,5 +1,6 @@
 """5c. Parts that hold their weights in fewer bits (bitsandbytes, torchao): what must be seen to for them."""
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +12,12 @@ _SCALES = ("SCB", "weight_format")
 def is_quantized(part: nn.Module) -> bool:
     """Whether a part was loaded in fewer bits by one of transformers' quantisers."""
     return any(getattr(module, "is_quantized", False) for module in part.modules())
+
+
+def number_of_weights(parameter: nn.Parameter) -> int:
+    """How many weights a parameter stands for; several of 4 bits lie in one number."""
+    shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
+    return parameter.numel() if shape is None else math.prod(shape)
 
 
 def keep_differentiable(part: nn.Module) -> None:
