@@ -82,7 +82,7 @@ def _in_common(line: str, pieces: list[str]) -> int:
 def test_all_public_names_are_in_the_reference() -> None:
     """Every public name is on one page of the reference, and nothing else is."""
     text = "\n".join(path.read_text(encoding="utf-8") for path in (DOCS / "reference").glob("*.md"))
-    named = re.findall(r"^\.\. auto\w+:: cornstarch\.(\w+)$", text, re.M)
+    named = re.findall(r"^\.\. (?:auto\w+|py:data):: cornstarch\.(\w+)$", text, re.M)
     assert len(named) == len(set(named))
     assert set(named) == set(cornstarch.__all__) - {"__version__"}
 
