@@ -1,13 +1,15 @@
 """Running the code blocks of a Markdown page, in order, in a folder of their own, as a reader would.
 
     ```python    runs, in one namespace a page
-    ```yaml      with a model and how long to train it: a whole config. Otherwise keys to put into one: they are put into `BASE`.
+    ```yaml      with a model and how long to train it: a whole config. Otherwise keys to put into one, such as `BASE`.
                  Either way the model is built, what trains is chosen, and the optimizer made.
                  Begins with `# NAME.yaml`: is a file of that name, too
     ```json      is read; after `<!-- file: NAME -->` it is a file of that name, too
     ```console   lines after `$ ` run: `cornstarch` in this process, with few steps. Of `make` and `pip install`, which
                  would change the machine, targets and extras must be there
     ```text      is shown only
+
+There is a picture `photo.jpg` in the folder, for pages that ask about one of the reader's.
 """
 
 import json
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from PIL import Image
 
 from cornstarch import build_model, choose, make_optimizer, make_schedule, parameter_groups, parse_config, to_yaml
 from cornstarch.cli.main import main
@@ -51,8 +54,9 @@ class Block:
 
 
 def blocks(page: str) -> Iterator[Block]:
-    """The code blocks of a page's text; an error if a fence is no block's."""
+    """The code blocks of a page's text; an error if there is code that is none of them."""
     found = list(_FENCE.finditer(page))
+    assert not re.search(r"^ {4}", _FENCE.sub("", page), re.M), "an indented block has no language; fence it"
     assert 2 * len(found) == len(re.findall(r"^\s*(?:```|~~~)", page, re.M)), "a fence is indented or not closed"
     for match in found:
         line = page.count("\n", 0, match.start("language")) + 1
@@ -65,6 +69,9 @@ class Reader:
 
     hub: Hub
     namespace: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        Image.new("RGB", (64, 48), "orange").save("photo.jpg")
 
     def run(self, block: Block, where: str) -> None:
         """Run a block.

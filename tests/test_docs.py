@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,8 +27,14 @@ PAGES = sorted(
 README = "../README.md"
 
 
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Hub:
+    """Stand-ins that all pages share."""
+    return Hub(tmp_path_factory.mktemp("hub"))
+
+
 @pytest.mark.parametrize("name", [*PAGES, README])
-def test_every_block_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_block_runs(name: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Top to bottom: Python, configs, commands; and nothing that looks like code is left out."""
     page = (DOCS / name).read_text(encoding="utf-8")
     found = [block for block in pages.blocks(page) if not block.language.startswith("{")]
@@ -34,7 +42,7 @@ def test_every_block_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert directives <= {"{toctree}", "{eval-rst}"}
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    reader = pages.Reader(hub=Hub(tmp_path / "hub"))
+    reader = pages.Reader(hub=hub)
     logging.set_verbosity_error()
     for block in found:
         if name == README and block.language == "python":
@@ -85,6 +93,17 @@ def test_all_public_names_are_in_the_reference() -> None:
     named = re.findall(r"^\.\. (?:auto\w+|py:data):: cornstarch\.(\w+)$", text, re.M)
     assert len(named) == len(set(named))
     assert set(named) == set(cornstarch.__all__) - {"__version__"}
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_warnings(tmp_path: Path) -> None:
+    """As `make docs` does it; links, headings, docstrings and the reference of the config's keys."""
+    for package in ("sphinx", "furo", "myst_parser"):
+        pytest.importorskip(package)
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", str(DOCS), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=pages.ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "learning_rate" in (tmp_path / "config.html").read_text(encoding="utf-8")
 
 
 def test_all_pages_are_in_a_table_of_contents() -> None:
