@@ -5,6 +5,7 @@
 #   make test-all    the slow tests too, and the tests against a built wheel
 #   make check       lint, format, types, docstrings, import edges
 #   make bench       the benchmarks: ratios and goals, as tables
+#   make docs        the documentation as a site, in docs/_build/html
 #   make test-lowest the tests with the lowest versions pyproject.toml allows
 #
 # PYTHON=python3.12        which Python makes the virtual environment
@@ -21,7 +22,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TESTS := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 WORKERS ?= 2
 
-.PHONY: bench demo test test-all test-slow test-wheel test-lowest check format clean
+.PHONY: bench demo test test-all test-slow test-wheel test-lowest check docs format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m cornstarch.cli.demo examples/digits.yaml --run.overwrite true $(DEMO_ARGS)
@@ -43,6 +44,9 @@ check: $(VENV)/.check
 	$(BIN)/mypy
 	$(BIN)/pydoclint --quiet cornstarch
 	PYTHONPATH=. $(BIN)/lint-imports
+
+docs: $(VENV)/.check
+	HF_HUB_OFFLINE=1 $(BIN)/python -m sphinx -b html -W --keep-going docs docs/_build/html
 
 format: $(VENV)/.check
 	$(BIN)/ruff check --fix .
@@ -70,8 +74,7 @@ test-wheel: $(VENV)/.check
 	$(PIP) --python .venv-wheel/env/bin/python install --no-deps --no-index dist/*.whl
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > .venv-wheel/dependencies.pth
 	cp .venv-wheel/dependencies.pth $$(.venv-wheel/env/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/
-	cp -r tests README.md pyproject.toml .venv-wheel/
-	test ! -d docs || cp -r docs .venv-wheel/
+	cp -r tests examples docs README.md Makefile pyproject.toml .venv-wheel/
 	cd .venv-wheel && OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 env/bin/python -m pytest -n $(WORKERS) -m "not slow" tests
 	rm -rf .venv-wheel
 
@@ -84,4 +87,4 @@ test-lowest:
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-lowest/bin/python -m pytest -n $(WORKERS) -m "not slow" tests
 
 clean:
-	rm -rf $(VENV) .venv-wheel .venv-lowest build dist .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-wheel .venv-lowest build dist docs/_build docs/config.md .mypy_cache .ruff_cache .hypothesis

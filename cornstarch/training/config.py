@@ -226,7 +226,7 @@ class GroupConfig:
     """Parameters of a part, by name, with settings of their own."""
 
     parameters: list[str]
-    """Names of parameters within the part, with * for anything: "*norm*", "*.bias"."""
+    """Names of parameters within the part, with * for anything: `*norm*`, `*.bias`."""
     learning_rate: float | None = None
     """Highest learning rate; the part's if left out."""
     weight_decay: float | None = None
