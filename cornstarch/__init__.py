@@ -96,70 +96,6 @@ if TYPE_CHECKING:
         train,
     )
 
-_DATA = (
-    "Batches",
-    "Collator",
-    "DigitsSource",
-    "Example",
-    "LlavaSource",
-    "Sample",
-    "Source",
-    "StepBatch",
-    "TEMPLATES",
-    "byte_tokenizer",
-    "digit_questions",
-    "first_samples",
-    "read_audio",
-    "render",
-    "resample",
-    "set_template",
-)
-_TRAINING = (
-    "Callback",
-    "CallbacksConfig",
-    "DataConfig",
-    "DigitsConfig",
-    "EncoderConfig",
-    "Evaluation",
-    "EvaluationConfig",
-    "GroupConfig",
-    "LanguageModelConfig",
-    "LlavaConfig",
-    "Loop",
-    "ModelConfig",
-    "NamedConfig",
-    "OptimizerConfig",
-    "PartConfig",
-    "ProcessorConfig",
-    "ProjectorConfig",
-    "QuantizationConfig",
-    "Result",
-    "RunConfig",
-    "SCHEDULES",
-    "ScheduleConfig",
-    "StepRecord",
-    "TrainConfig",
-    "TrainingConfig",
-    "TrainsConfig",
-    "answer",
-    "build_model",
-    "choose",
-    "evaluate",
-    "load_run",
-    "make_optimizer",
-    "make_schedule",
-    "make_source",
-    "parameter_groups",
-    "parse_config",
-    "part_rows",
-    "part_table",
-    "read_config",
-    "read_metrics",
-    "sample_text",
-    "to_yaml",
-    "train",
-)
-
 __all__ = [
     "SCHEDULES",
     "TEMPLATES",
@@ -244,9 +180,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    for names, module in ((_DATA, "cornstarch.data"), (_TRAINING, "cornstarch.training")):
-        if name in names:
-            return getattr(importlib.import_module(module), name)
+    if name in __all__:
+        for module in ("cornstarch.data", "cornstarch.training"):
+            found = importlib.import_module(module)
+            if name in found.__all__:
+                return getattr(found, name)
     raise AttributeError(f"module 'cornstarch' has no attribute {name!r}")
 
 
