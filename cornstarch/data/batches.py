@@ -1,5 +1,6 @@
 """4. Samples in an order that a seed decides, a step's worth at a time; where it stands is two numbers."""
 
+import functools
 import random
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,8 @@ from transformers import BatchFeature
 from cornstarch.data.collation import Collator
 from cornstarch.data.samples import Sample, Source
 from cornstarch.errors import ArgumentError, CornstarchError
+
+Place = tuple[int, int]  # an epoch, and a sample's index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,15 +121,16 @@ class Batches:
         self._ahead = None
 
     @property
-    def _made_of(self) -> dict[str, int]:
+    def _made_of(self) -> dict[str, Any]:
         samples, size = len(self._source), self._batch_size
-        return {"samples": samples, "batch_size": size, "seed": self._seed, "shuffle": int(self._shuffle)}
+        return {"samples": samples, "batch_size": size, "seed": self._seed, "shuffle": self._shuffle}
 
     def _prepare(self) -> Iterator[StepBatch | CornstarchError]:
         loader: Any = DataLoader(
             _Samples(self._source, self._seed),
-            batch_sampler=self._places(self._epoch, self._step),
-            collate_fn=self._collate,
+            # Neither refers to this object: a circle would keep the workers alive after it.
+            batch_sampler=_places(**self._made_of, epoch=self._epoch, step=self._step),
+            collate_fn=functools.partial(_collate, self._collator, self._micro_batch_size),
             num_workers=self._workers,
             worker_init_fn=_leave_interrupts_alone,
             pin_memory=torch.accelerator.is_available(),
@@ -135,28 +139,34 @@ class Batches:
         )
         return iter(loader)
 
-    def _places(self, epoch: int, step: int) -> Iterator[list[tuple[int, int]]]:
-        """(epoch, index) of the samples of every step from here on."""
-        while True:
-            order = list(range(len(self._source)))
-            if self._shuffle:
-                random.Random(f"order {self._seed} {epoch}").shuffle(order)
-            for start in range(step * self._batch_size, len(order), self._batch_size):
-                yield [(epoch, index) for index in order[start : start + self._batch_size]]
-            epoch, step = epoch + 1, 0
+    def close(self) -> None:
+        """End the workers; the next step would start others."""
+        self._ahead = None
 
-    def _collate(self, samples: Sequence[Sample | CornstarchError]) -> StepBatch | CornstarchError:
-        """A step's batch; or what is wrong with a sample, since a worker's exceptions lose their form on the way."""
-        size = self._micro_batch_size
-        whole = [sample for sample in samples if isinstance(sample, Sample)]
-        wrong = next((sample for sample in samples if isinstance(sample, CornstarchError)), None)
-        if wrong is not None:
-            return wrong
-        try:
-            micro_batches = tuple(self._collator(whole[i : i + size]) for i in range(0, len(whole), size))
-        except CornstarchError as error:
-            return error
-        return StepBatch(micro_batches=micro_batches, names=tuple(sample.name for sample in whole), samples=len(whole))
+
+def _places(samples: int, batch_size: int, seed: int, shuffle: bool, epoch: int, step: int) -> Iterator[list[Place]]:
+    """(epoch, index) of the samples of every step from here on."""
+    while True:
+        order = list(range(samples))
+        if shuffle:
+            random.Random(f"order {seed} {epoch}").shuffle(order)
+        for start in range(step * batch_size, len(order), batch_size):
+            yield [(epoch, index) for index in order[start : start + batch_size]]
+        epoch, step = epoch + 1, 0
+
+
+def _collate(collator: Collator, size: int, samples: Sequence[Sample | CornstarchError]) -> StepBatch | CornstarchError:
+    """A step's batch; or what is wrong with a sample, since a worker's exceptions lose their form on the way."""
+    whole = [sample for sample in samples if isinstance(sample, Sample)]
+    wrong = next((sample for sample in samples if isinstance(sample, CornstarchError)), None)
+    if wrong is not None:
+        return wrong
+    try:
+        micro_batches = tuple(collator(whole[i : i + size]) for i in range(0, len(whole), size))
+    except CornstarchError as error:
+        return error
+    names = tuple(sample.name for sample in whole)
+    return StepBatch(micro_batches=micro_batches, names=names, samples=len(whole))
 
 
 class _Samples(Dataset[Sample | CornstarchError]):
@@ -165,7 +175,7 @@ class _Samples(Dataset[Sample | CornstarchError]):
     def __init__(self, source: Source, seed: int) -> None:
         self._source, self._seed = source, seed
 
-    def __getitem__(self, place: tuple[int, int]) -> Sample | CornstarchError:
+    def __getitem__(self, place: Place) -> Sample | CornstarchError:
         epoch, index = place
         try:
             return self._source.sample(index, chance_at(self._seed, epoch, index))
@@ -174,9 +184,12 @@ class _Samples(Dataset[Sample | CornstarchError]):
 
 
 def _leave_interrupts_alone(worker: int) -> None:
-    """Signals may reach every process of a run; what they do is the training process's business."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Ctrl-C reaches every process of a terminal; what it does is the training process's business.
+
+    SIGTERM ends a worker as always, or nobody could; its handler would be the training process's otherwise.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def chance_at(seed: int, epoch: int, index: int) -> random.Random:

@@ -88,7 +88,8 @@ class RunFolder:
         if resume and checkpoints.last(self.checkpoints) is None:
             raise ArgumentError(f"run.resume: {self.path} holds no checkpoint to go on from; start it without")
         there = self._there()
-        if there and not overwrite and not resume:
+        begun = set(there) - {"config.yaml", "environment.json"}  # a start that failed leaves no more than these
+        if begun and not overwrite and not resume:
             raise ArgumentError(
                 f"run.folder: {self.path} holds a run already ({', '.join(there)}); choose another folder, or pass "
                 "--run.overwrite true to replace it, --run.resume true to go on with it"

@@ -13,7 +13,7 @@ from cornstarch.models.multimodal_language_model import MultimodalModel, Multimo
 from cornstarch.training import building, checkpoints, pictures, report, selection
 from cornstarch.training.config import SourceConfig, TrainConfig
 from cornstarch.training.devices import check_precision, pick_device
-from cornstarch.training.evaluation import AnswerMetric
+from cornstarch.training.evaluation import AnswerMetric, in_evaluation_mode
 from cornstarch.training.folder import RunFolder, flat, refuse_other_config
 from cornstarch.training.loop import Callback, Loop, LossTerm, Metric, labelled_tokens
 from cornstarch.training.metrics import Trackers, check_trackers
@@ -115,6 +115,7 @@ def train(
     )
     checker = _checker(config, model, collator, validation, answer_metrics)
     _look_at(collator, source, "data.train")
+    _try(model, collator, source)
     state = checkpoints.load(resumed) if resumed is not None else None
 
     with folder.held():
@@ -127,7 +128,7 @@ def train(
             loop.callbacks = [signals, recorder, *checks, *callbacks, keeper]
             if state is not None:
                 loop.load_state_dict(state)
-            stopped = _run(loop, keeper, trackers)
+            stopped = _run(loop, batches, keeper, trackers, signals)
         model.save_pretrained(folder.model)
         processor.save_pretrained(folder.model)
     model.eval()
@@ -257,10 +258,26 @@ def _look_at(collator: Collator, source: Source, name: str, *, show: bool = True
         )
 
 
+def _try(model: MultimodalModel, collator: Collator, source: Source) -> None:
+    """Run the model on one sample, so that parts that do not fit are said before anything is written."""
+    sample = first_samples(source, 1)[0]
+    batch = {name: value.to(model.device) for name, value in collator([sample]).items()}
+    try:
+        with in_evaluation_mode(model):
+            model(**batch)
+    except RuntimeError as error:
+        if isinstance(error, CornstarchError):
+            raise
+        raise ArgumentError(
+            f"the model cannot be run on {sample.name}: {str(error).splitlines()[0]}. Are the sizes that a processor "
+            "makes (processor.arguments) those that its encoder takes (config.image_size)?"
+        ) from error
+
+
 # --- the run itself ---------------------------------------------------------------------------------------------------
 
 
-def _run(loop: Loop, keeper: Keeper, trackers: Trackers) -> str | None:
+def _run(loop: Loop, batches: Batches, keeper: Keeper, trackers: Trackers, signals: StopOnSignal) -> str | None:
     """Take the steps; whatever goes wrong, what was learnt up to the last whole step is saved."""
     try:
         return loop.run()
@@ -269,6 +286,9 @@ def _run(loop: Loop, keeper: Keeper, trackers: Trackers) -> str | None:
             keeper.save_if_new(loop)
         except CornstarchError as second:
             warn(str(second))
+        if signals.received is not None:  # a signal to all processes ends workers, which the loader calls an error
+            return signals.received
         raise
     finally:
         trackers.close()
+        batches.close()

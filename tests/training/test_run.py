@@ -378,6 +378,41 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
     assert len(losses(tmp_path / "run")) == 6
 
 
+def test_parts_that_do_not_fit_are_said_before_the_first_step(tmp_path: Path) -> None:
+    """An encoder for images of another size than its processor makes: both keys are named, and nothing is left."""
+    with pytest.raises(ArgumentError, match=r"cannot be run on digits.*processor.arguments.*config.image_size"):
+        train(config(tmp_path / "run", "--model.encoders.vision.config.image_size", "16"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_start_that_failed_does_not_block_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("")
+    assert train(config(tmp_path / "run")).step == 6
+
+
+@pytest.mark.parametrize("name, code", [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_to_all_processes(tmp_path: Path, name: str, code: int) -> None:
+    """As a terminal or a scheduler sends it, workers included: a checkpoint, the signal's code, no traceback."""
+    path, folder = tmp_path / "config.yaml", tmp_path / "run"
+    long = ["--training.steps", "100000", "--evaluation.every", "100000", "--data.workers", "2"]
+    path.write_text(cornstarch.to_yaml(config(folder, *long)))
+    command = [sys.executable, "-m", "cornstarch.cli.main", "train", str(path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, start_new_session=True, **pipes)
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").is_file() or len(losses_so_far(folder)) < 3:
+        assert time.monotonic() < deadline, "the run has not begun"
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    os.killpg(process.pid, getattr(signal, name))
+    shown, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    assert shown.count("finishing the step") == 1
+    assert checkpoints.last(folder / "checkpoints") is not None
+
+
 # --- going on ---------------------------------------------------------------------------------------------------------
 
 
