@@ -279,7 +279,7 @@ def describe_fields(kind: Any, keys: Keys = ()) -> Iterator[tuple[Keys, FieldHel
         place = (*keys, entry.name)
         info = kind.__pydantic_fields__[entry.name]
         inner = [found for found in _objects(hints[entry.name]) if found is not type(None)]
-        default = None if info.is_required() else _shown(info.get_default(call_default_factory=True))
+        default = None if info.is_required() else _shown(info.get_default(call_default_factory=True, validated_data={}))
         yield place, FieldHelp(kind=_in_words(inner), default=default, text=_text(kind, entry.name))
         for found in inner:
             origin, arguments = typing.get_origin(found), typing.get_args(found)

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from cornstarch.errors import ArgumentError, MissingFileError
@@ -71,10 +73,19 @@ def _refuse_unknown(model_type: str, arguments: dict[str, Any]) -> None:
     known = {*plain.to_dict(), *plain.attribute_map, *inspect.signature(type(plain).__init__).parameters}
     known |= set(PreTrainedConfig().to_dict())
     for name in arguments:
-        if name not in known and not hasattr(plain, name):
+        if name not in known and not hasattr(plain, name) and name not in _read_by_models_of(plain):
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ArgumentError(f"a config of model_type {model_type!r} has no {name!r}{hint}")
+
+
+def _read_by_models_of(config: PreTrainedConfig) -> set[str]:
+    """Words in the source of a config's models, which read some settings that the config does not declare."""
+    module = type(config).__module__.replace(".configuration_", ".modeling_")
+    try:
+        return set(re.findall(r"\w+", inspect.getsource(importlib.import_module(module))))
+    except (ImportError, OSError, TypeError):
+        return set()
 
 
 def load_encoder(key: str, path: str | Path, class_name: str | None = None, **options: Any) -> Any:
@@ -196,8 +207,19 @@ def load_processor(encoder: nn.Module, path: str | Path, **options: Any) -> Any:
         try:
             return kind.from_pretrained(path, **options)
         except (OSError, ValueError, ImportError, KeyError) as error:
+            found = _on_pil(path, options) if isinstance(error, ImportError) else None
+            if found is not None:
+                return found
             reasons.append(f"{kind.__name__}: {str(error).strip().splitlines()[0]}")
     raise ArgumentError(f"{path} has no processor for {type(encoder).__name__}; {'; '.join(reasons)}")
+
+
+def _on_pil(path: str | Path, options: dict[str, Any]) -> Any:
+    """An image processor in its form without torchvision, which older releases do not choose by themselves."""
+    values, _ = ImageProcessingMixin.get_image_processor_dict(path)
+    name = str(values.get("image_processor_type", "")).removesuffix("Fast").removesuffix("Pil")
+    cls = getattr(transformers, f"{name}Pil", None)
+    return cls.from_pretrained(path, **options) if isinstance(cls, type) else None
 
 
 def make_processor(class_name: str, arguments: dict[str, Any]) -> Any:
