@@ -216,9 +216,12 @@ def load_processor(encoder: nn.Module, path: str | Path, **options: Any) -> Any:
 
 def _on_pil(path: str | Path, options: dict[str, Any]) -> Any:
     """An image processor in its form without torchvision, which older releases do not choose by themselves."""
-    values, _ = ImageProcessingMixin.get_image_processor_dict(path)
+    try:
+        values, _ = ImageProcessingMixin.get_image_processor_dict(path)
+    except (OSError, ValueError):
+        return None
     name = str(values.get("image_processor_type", "")).removesuffix("Fast").removesuffix("Pil")
-    cls = getattr(transformers, f"{name}Pil", None)
+    cls: Any = getattr(transformers, f"{name}Pil", None)
     return cls.from_pretrained(path, **options) if isinstance(cls, type) else None
 
 
