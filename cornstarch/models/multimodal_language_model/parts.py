@@ -222,7 +222,7 @@ def _on_pil(path: str | Path, options: dict[str, Any]) -> Any:
         return None
     name = str(values.get("image_processor_type", "")).removesuffix("Fast").removesuffix("Pil")
     cls: Any = getattr(transformers, f"{name}Pil", None)
-    return cls.from_pretrained(path, **options) if isinstance(cls, type) else None
+    return None if cls is None else cls.from_pretrained(path, **options)
 
 
 def make_processor(class_name: str, arguments: dict[str, Any]) -> Any:
