@@ -5,6 +5,7 @@ another ask here, so that supporting a model that differs in a new way is a row 
 """
 
 import copy
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -217,6 +218,24 @@ def main_input_name(encoder: nn.Module) -> str:
 # --- outputs ----------------------------------------------------------------------------------------------------------
 
 Rows = Tensor | list[Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Rows of an encoder, and what else of it the language model is to get: an output of a callback.
+
+    Attributes:
+        rows: hidden states or features, as anywhere else.
+        extras: name to value; the callback before the language model is given each as `{key}_{name}`.
+    """
+
+    rows: Rows
+    extras: Mapping[str, Any]
+
+
+def rows_of(features: Rows | Features) -> Rows:
+    """The rows, whether or not something comes with them."""
+    return features.rows if isinstance(features, Features) else features
 
 
 def hidden_states(encoder: nn.Module, output: Any, width: int | None = None) -> Rows:

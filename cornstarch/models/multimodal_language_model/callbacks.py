@@ -157,6 +157,14 @@ CALLBACKS: dict[str, Callable[..., Any]] = {
 }
 
 
+def additional_args(callback: Any) -> tuple[str, ...]:
+    """Names of arguments that a callback wants and no part of the model takes, as its `additional_args` says."""
+    inner = callback.callbacks if isinstance(callback, Chain) else ()
+    return tuple(
+        dict.fromkeys([*getattr(callback, "additional_args", ()), *(n for c in inner for n in additional_args(c))])
+    )
+
+
 def describe(callback: Any) -> dict[str, Any] | None:
     """A callback of the package as JSON values; None for one of the caller's own, or a chain that holds one."""
     for name, cls in CALLBACKS.items():

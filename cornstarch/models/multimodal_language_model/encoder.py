@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cornstarch.errors import ArgumentError
 from cornstarch.models.multimodal_language_model import anatomy, freezing
-from cornstarch.models.multimodal_language_model.anatomy import Rows
+from cornstarch.models.multimodal_language_model.anatomy import Features, Rows
 from cornstarch.models.multimodal_language_model.configuration import MultimodalProjectorConfig
 from cornstarch.models.multimodal_language_model.projector import MultimodalProjector
 
@@ -134,7 +134,7 @@ class ModalEncoderModule(nn.Module):
         self.training = mode and not freezing.is_frozen(self)
         return self
 
-    def forward(self, **inputs: Any) -> Rows:
+    def forward(self, **inputs: Any) -> Rows | Features:
         """Encode and project.
 
         Args:
@@ -142,7 +142,8 @@ class ModalEncoderModule(nn.Module):
 
         Returns:
             (N, T, D); a list of (T_i, D) where inputs differ in how many features they yield; or (M, D) where the
-            encoder packs its inputs and nothing tells them apart.
+            encoder packs its inputs and nothing tells them apart. `Features` with such rows if a callback returned
+            `Features`.
         """
         if self.preprocess_callback is not None:
             inputs = self.preprocess_callback(inputs)
@@ -151,7 +152,7 @@ class ModalEncoderModule(nn.Module):
             output = self.postprocess_module_callback(inputs, output)
         return self.project(output, inputs)
 
-    def project(self, output: Any, inputs: Mapping[str, Any] | None = None) -> Rows:
+    def project(self, output: Any, inputs: Mapping[str, Any] | None = None) -> Rows | Features:
         """The second half of a forward pass: an encoder's output, after its module callback, to features.
 
         Args:
@@ -161,6 +162,9 @@ class ModalEncoderModule(nn.Module):
         Returns:
             Features, as `forward` returns them.
         """
+        if isinstance(output, Features):
+            rows = self.project(output.rows, inputs)
+            return Features(anatomy.rows_of(rows), output.extras)
         encoder, inputs = freezing.unwrap(self.module), dict(inputs or {})
         width = None if self.projector is None else self.projector.widths[0]
         hidden = anatomy.hidden_states(encoder, output, width)

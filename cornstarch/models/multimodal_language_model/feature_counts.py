@@ -151,9 +151,9 @@ def _ask(encoder: ModalEncoderModule, inputs: Inputs, number: int) -> tuple[list
     from_shapes = True
     with torch.no_grad():
         try:
-            features = _run_on_meta(encoder, inputs)
+            features = anatomy.rows_of(_run_on_meta(encoder, inputs))
         except Exception:  # a module that needs values, or a tensor PyTorch does not know of: run it for real
-            features, from_shapes = _run(encoder, inputs), False
+            features, from_shapes = anatomy.rows_of(_run(encoder, inputs)), False
     if isinstance(features, list):
         return [rows.shape[0] for rows in features], from_shapes
     if features.dim() == 3:

@@ -6,11 +6,13 @@ repetition, and modality ids may lie beyond the vocabulary. Logits processors ig
 """
 
 import functools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
+from transformers import GenerationConfig, NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from cornstarch.errors import ArgumentError
 from cornstarch.models.multimodal_language_model import anatomy, freezing
@@ -50,6 +52,88 @@ def check(language_model: nn.Module) -> None:
             "takes no inputs_embeds), and a merged prompt is embeddings. Training and forward work; to generate, call "
             "forward for every token, or use another language model"
         )
+
+
+# What `generate` itself carries from the prompt to the tokens after it, counting on.
+_CARRIED = frozenset({"inputs_embeds", "position_ids", "attention_mask"})
+
+
+def split_prompt_arguments(
+    before: Mapping[str, Any], after: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tell what is for all of generation from what is for the prompt alone.
+
+    Args:
+        before: arguments of `generate`.
+        after: the same once a callback changed them.
+
+    Returns:
+        Arguments of `generate`; and those that the callback added (or a mask in a form that `generate` cannot carry
+        on), which stand for positions of the prompt.
+    """
+    once = {name: value for name, value in after.items() if name not in before and name not in _CARRIED}
+    once = {name: value for name, value in once.items() if not hasattr(GenerationConfig(), name)}
+    everywhere = {name: value for name, value in after.items() if name not in once}
+    mask = after.get("attention_mask")
+    if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
+        once["attention_mask"] = mask
+        everywhere["attention_mask"] = before.get("attention_mask")
+    return everywhere, once
+
+
+@contextmanager
+def with_prompt(
+    language_model: nn.Module, arguments: Mapping[str, Any], masks: Sequence[Tensor], input_ids: Tensor
+) -> Iterator[None]:
+    """Give a language model further arguments while it reads the prompt, and not for the tokens after it.
+
+    Args:
+        language_model: wrapped or not.
+        arguments: by name; tensors (and dicts of tensors) whose first axis is the batch, or lists of tensors (N, D)
+            with a row for every position of `masks`.
+        masks: (B, S) each.
+        input_ids: (B, S), the prompt.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ArgumentError: while generating, if the prompt is read in pieces.
+    """
+    if not arguments:
+        yield
+        return
+    length, batch = input_ids.shape[1], input_ids.shape[0]
+    per_sample = sum((mask.sum(-1) for mask in masks), torch.zeros(batch, dtype=torch.long)).tolist()
+
+    def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        embeds = kwargs.get("inputs_embeds")
+        if embeds is None:
+            return args, kwargs
+        if embeds.shape[1] != length:
+            raise ArgumentError(
+                f"{', '.join(arguments)} belong to a prompt of {length} positions, which generate reads in pieces of "
+                f"{embeds.shape[1]}: leave prefill_chunk_size out"
+            )
+        times = embeds.shape[0] // batch  # beams, samples drawn
+        return args, {**kwargs, **{name: _repeated(value, times, per_sample) for name, value in arguments.items()}}
+
+    handle = freezing.unwrap(language_model).register_forward_pre_hook(add, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _repeated(value: Any, times: int, per_sample: Sequence[int]) -> Any:
+    """A value for every sample, each as often as generation has copies of it."""
+    if times == 1:
+        return value
+    if isinstance(value, Mapping):
+        return {name: _repeated(entry, times, per_sample) for name, entry in value.items()}
+    if isinstance(value, Tensor):
+        return value.repeat_interleave(times, dim=0)
+    return [torch.cat([block for block in rows.split(list(per_sample)) for _ in range(times)]) for rows in value]
 
 
 def ids_within_vocabulary(

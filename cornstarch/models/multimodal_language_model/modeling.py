@@ -15,13 +15,14 @@ from transformers import GenerationConfig
 from cornstarch.errors import ArgumentError, ModalityMismatchError
 from cornstarch.models.multimodal_language_model import (
     anatomy,
+    callbacks,
     freezing,
     generation,
     merge,
     ready_mask,
     routing,
 )
-from cornstarch.models.multimodal_language_model.anatomy import Rows
+from cornstarch.models.multimodal_language_model.anatomy import Features, Rows
 from cornstarch.models.multimodal_language_model.composition import Composition
 from cornstarch.models.multimodal_language_model.configuration import MultimodalProjectorConfig
 from cornstarch.models.multimodal_language_model.encoder import Callback, ModalEncoderModule
@@ -35,8 +36,9 @@ class MultimodalModel(Composition):
         encoders: modality key to encoder; encoders without a projector get one.
         language_model: a causal language model of Hugging Face's, wrapped by PEFT or not.
         preprocess_llm_callback: `(inputs) -> inputs`, just before the language model. It is given everything the model
-            was called with, and `inputs_embeds` with the features in place; it may change or add arguments of the
-            language model.
+            was called with, `inputs_embeds` with the features in place, `modality_masks` (modality key to a mask (B, S)
+            of its positions), and what encoders add to their features (`Features`); it may change or add arguments of
+            the language model. Arguments that no part takes reach it if its `additional_args` names them.
         init_projector_type: kind of the projectors made here, `"linear"` or `"mlp"`.
         init_activation: activation of the projectors made here.
 
@@ -75,6 +77,7 @@ class MultimodalModel(Composition):
         names = dict.fromkeys(sorted(reserved))
         for key, encoder in self._modal_encoders.items():
             names.update(dict.fromkeys(routing.encoder_names(key, encoder, reserved)))
+        names.update(dict.fromkeys(callbacks.additional_args(self.preprocess_llm_callback)))
         return (*(name for name in names if name.isidentifier()), "output_logits", "shift_labels")
 
     @property
@@ -150,13 +153,14 @@ class MultimodalModel(Composition):
         rest.pop("input_ids", None)
         rest = routing.name_cache(self.language_model, rest)
         features = self._encode(routed, encoder_outputs)
-        inputs_embeds, kept_labels = self._merge(input_ids, inputs_embeds, labels, features)
+        masks = self._modality_masks(input_ids)
+        inputs_embeds, kept_labels = self._merge(input_ids, inputs_embeds, labels, features, masks)
         if "num_items_in_batch" in rest:
             merge.warn_if_counted(labels, kept_labels, list(features))
         labels = kept_labels
 
         arguments = self._with_defaults({**rest, "inputs_embeds": inputs_embeds, "labels": labels})
-        arguments = self._preprocess_llm(arguments, input_ids, inputs)
+        arguments = self._preprocess_llm(arguments, input_ids, inputs, features, masks)
         output = self.language_model(**{name: value for name, value in arguments.items() if value is not None})
         if self.training and labels is not None and not output_logits:
             output = type(output)(**{name: value for name, value in output.items() if name != "logits"})
@@ -186,7 +190,9 @@ class MultimodalModel(Composition):
             return None
         return torch.arange(embeds.shape[1], device=embeds.device)[None] + self._first_position
 
-    def _encode(self, routed: dict[str, dict[str, Any]], outputs: Mapping[str, Any] | None) -> dict[str, Rows]:
+    def _encode(
+        self, routed: dict[str, dict[str, Any]], outputs: Mapping[str, Any] | None
+    ) -> dict[str, Rows | Features]:
         """Features of every modality that has an input or a ready encoder output."""
         outputs = outputs or {}
         self._check_keys(outputs, "encoder_outputs")
@@ -198,12 +204,19 @@ class MultimodalModel(Composition):
                 features[key] = encoder(**routed[key])
         return features
 
+    def _modality_masks(self, input_ids: Tensor | None) -> dict[str, Tensor]:
+        """Modality key to a mask (B, S) of its positions."""
+        if not isinstance(input_ids, Tensor):
+            return {}
+        return {key: input_ids == token_id for key, token_id in self.modality_token_ids.items()}
+
     def _merge(
         self,
         input_ids: Tensor | None,
         inputs_embeds: Tensor | None,
         labels: Tensor | None,
-        features: Mapping[str, Rows],
+        features: Mapping[str, Rows | Features],
+        masks: Mapping[str, Tensor],
     ) -> tuple[Tensor, Tensor | None]:
         """Embed the text and put features and ignored labels at the modalities' positions."""
         _check_shapes(input_ids, inputs_embeds, labels)
@@ -222,7 +235,6 @@ class MultimodalModel(Composition):
                 f"inputs of {missing[0]!r} were given, but no token id marks its positions: create a "
                 "MultimodalProcessor with this model, or call set_modality_token_ids"
             )
-        masks = {key: input_ids == token_id for key, token_id in token_ids.items()}
         if inputs_embeds is None:
             inputs_embeds = self._embed(input_ids, masks)
         numbers = torch.stack([mask.sum(-1) for mask in masks.values()]).tolist() if masks else []
@@ -230,7 +242,7 @@ class MultimodalModel(Composition):
             if key not in features:
                 merge.check_absent(key, positions)
                 continue
-            rows, per_input = merge.flatten_features(features[key])
+            rows, per_input = merge.flatten_features(anatomy.rows_of(features[key]))
             merge.check_pairing(key, positions, rows.shape[0], per_input)
             if rows.shape[-1] != inputs_embeds.shape[-1]:
                 raise ArgumentError(
@@ -259,15 +271,25 @@ class MultimodalModel(Composition):
         return embeds
 
     def _preprocess_llm(
-        self, arguments: dict[str, Any], input_ids: Tensor | None, inputs: Mapping[str, Any]
+        self,
+        arguments: dict[str, Any],
+        input_ids: Tensor | None,
+        inputs: Mapping[str, Any],
+        features: Mapping[str, Rows | Features],
+        masks: Mapping[str, Tensor],
     ) -> dict[str, Any]:
         """Let the caller's callback see everything and change what the language model gets."""
         if self.preprocess_llm_callback is None:
             return arguments
+        own = callbacks.additional_args(self.preprocess_llm_callback)
+        arguments = {name: value for name, value in arguments.items() if name not in own}
         context = {name: value for name, value in inputs.items() if value is not None and name not in arguments}
-        returned = self.preprocess_llm_callback({**context, "input_ids": input_ids, **arguments})
-        dropped = {"input_ids", *context}
-        return {name: value for name, value in returned.items() if name not in dropped}
+        for key, encoded in features.items():
+            added = encoded.extras if isinstance(encoded, Features) else {}
+            context |= {f"{key}_{name}": value for name, value in added.items()}
+        context |= {"input_ids": input_ids, "modality_masks": dict(masks)}
+        returned = self.preprocess_llm_callback({**context, **arguments})
+        return {name: value for name, value in returned.items() if name not in context}
 
     # --- generate -----------------------------------------------------------------------------------------------------
 
@@ -303,19 +325,26 @@ class MultimodalModel(Composition):
         reserved = routing.language_model_names(self.language_model)
         prepared = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
         routed, rest = routing.route(self._modal_encoders, reserved, prepared, _ready(encoder_outputs))
+        del rest["input_ids"]
         rest = routing.name_cache(self.language_model, rest)
         # To `generate` None is a value: it overrules what the generation config says.
         rest |= {name: None for name, value in inputs.items() if value is None and hasattr(GenerationConfig(), name)}
-        features = self._encode(routed, encoder_outputs)
-        inputs_embeds, _ = self._merge(input_ids, inputs.get("inputs_embeds"), None, features)
+        features, masks = self._encode(routed, encoder_outputs), self._modality_masks(input_ids)
+        inputs_embeds, _ = self._merge(input_ids, inputs.get("inputs_embeds"), None, features, masks)
         arguments = {**rest, "inputs_embeds": inputs_embeds}
         if self._first_position:  # `generate` would count from 0
             mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             arguments.setdefault("position_ids", merge.positions_from_mask(mask, mask.shape[-1]) + self._first_position)
         if getattr(self.config.text_config, "output_router_logits", False):
             arguments.setdefault("output_router_logits", False)  # a loss of routers, which fails on cached positions
-        arguments = self._preprocess_llm(arguments, input_ids, inputs)
-        arguments.pop("input_ids", None)
+        before = dict(arguments)
+        arguments = self._preprocess_llm(arguments, input_ids, inputs, features, masks)
+        arguments, once = generation.split_prompt_arguments(before, arguments)
+        with generation.with_prompt(self.language_model, once, list(masks.values()), input_ids):
+            return self._generate(arguments, input_ids, attention_mask)
+
+    def _generate(self, arguments: dict[str, Any], input_ids: Tensor, attention_mask: Tensor | None) -> Any:
+        """The language model's own `generate` on embeddings, with the prompt's ids in front of what it generates."""
         if generation.processors_ignore_unknown_ids():
             return self.language_model.generate(**arguments, input_ids=input_ids)
         known = generation.ids_within_vocabulary(
