@@ -37,7 +37,7 @@ class MultimodalModel(Composition):
         preprocess_llm_callback: `(inputs) -> inputs`, just before the language model. It is given everything the model
             was called with, and `inputs_embeds` with the features in place; it may change or add arguments of the
             language model.
-        init_projector_type: kind of the projectors made here, `"linear"` or `"mlp"`.
+        init_projector_type: kind of the projectors made here, see `MultimodalProjectorConfig`.
         init_activation: activation of the projectors made here.
 
     Raises:
