@@ -26,6 +26,7 @@ from cornstarch.models.multimodal_language_model import (
     MultimodalProjector,
     MultimodalProjectorConfig,
     OutputHiddenStates,
+    PixelShuffle,
     SelectFeatures,
 )
 from cornstarch.pipeline_template import PipelineTemplate
@@ -135,6 +136,7 @@ __all__ = [
     "OutputHiddenStates",
     "PartConfig",
     "PipelineTemplate",
+    "PixelShuffle",
     "ProcessorConfig",
     "ProjectorConfig",
     "QuantizationConfig",

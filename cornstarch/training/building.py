@@ -188,7 +188,6 @@ def _encoder(key: str, config: EncoderConfig, language_model: Any) -> ModalEncod
         anatomy.parameter_dtype(language_model) or torch.float32,
         config.projector.type,
         config.projector.activation,
-        side_by_side=len(config.layers or [0]),
     )
     return encoder
 

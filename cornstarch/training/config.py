@@ -130,8 +130,9 @@ class CallbacksConfig:
 class ProjectorConfig:
     """What leads from an encoder's features to the language model's embeddings."""
 
-    type: Literal["linear", "mlp"] = "linear"
-    """`linear` is one linear layer; `mlp` is linear, activation, linear."""
+    type: Literal["linear", "mlp", "identity"] = "linear"
+    """`linear` is one linear layer; `mlp` is linear, activation, linear; `identity` is nothing, for an encoder that
+    yields the embedding's width already."""
     activation: str = "gelu"
     """Of `mlp`, a name in transformers.activations.ACT2CLS."""
 

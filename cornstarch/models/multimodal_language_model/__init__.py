@@ -1,6 +1,12 @@
 """The multimodal language model and its processor; files in the order of the data flow, see each first line."""
 
-from cornstarch.models.multimodal_language_model.callbacks import AveragePool, Chain, OutputHiddenStates, SelectFeatures
+from cornstarch.models.multimodal_language_model.callbacks import (
+    AveragePool,
+    Chain,
+    OutputHiddenStates,
+    PixelShuffle,
+    SelectFeatures,
+)
 from cornstarch.models.multimodal_language_model.configuration import MultimodalConfig, MultimodalProjectorConfig
 from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
@@ -17,5 +23,6 @@ __all__ = [
     "MultimodalProjector",
     "MultimodalProjectorConfig",
     "OutputHiddenStates",
+    "PixelShuffle",
     "SelectFeatures",
 ]

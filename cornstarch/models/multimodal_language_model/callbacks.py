@@ -1,19 +1,34 @@
 """2a. Callbacks that come with the package: saved with a model by name and JSON arguments.
 
-Each is a frozen dataclass that is called like the function it stands for; its fields are its arguments.
+Each is a frozen dataclass that is called like the function it stands for; its fields are its arguments. One that changes
+the width of rows says so with `output_width`, so that the projector behind it is made to fit.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from cornstarch.errors import ArgumentError
+
+
+@runtime_checkable
+class ChangesWidth(Protocol):
+    """A callback, of the package or of one's own, that says how wide the rows are that it returns."""
+
+    def output_width(self, width: int) -> int:
+        """The width of the rows it returns, of rows of `width`."""
+
+
+def output_width(callback: Any, width: int) -> int:
+    """The width of the rows that a module callback returns; of one that does not say, that of the rows it is given."""
+    return callback.output_width(width) if isinstance(callback, ChangesWidth) else width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +85,10 @@ class SelectFeatures:
         if beyond:
             raise ArgumentError(f"SelectFeatures: there is no layer {beyond[0]}; there are 0 to {len(states) - 1}")
         return torch.cat([self._rows(states[layer]) for layer in self.layers], dim=-1)
+
+    def output_width(self, width: int) -> int:
+        """The width of the rows it returns, of rows of `width`."""
+        return width * len(self.layers or (0,))
 
     def _rows(self, states: Tensor) -> Tensor:
         if states.shape[1] <= self.skip_first:
@@ -130,6 +149,66 @@ class AveragePool:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PixelShuffle:
+    """A `postprocess_module_callback` that puts neighbouring rows of a map into one wider row (space to depth).
+
+    As between the towers and the language models of InternVL (https://arxiv.org/abs/2404.16821), Idefics3, SmolVLM and
+    Llama 4: nothing is lost, and the projector learns what to make of it. The rows of a window stand in the new row in
+    the order in which they stand in the map.
+
+    Attributes:
+        scale: rows of the map per side of a window, so that scale^2 rows become one of scale^2 times the width.
+        size: (rows, columns) of the map, row-major; a square map if left out.
+    """
+
+    scale: int = 2
+    size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.scale < 1:
+            raise ArgumentError(f"PixelShuffle needs a scale of at least 1, found {self.scale}")
+        if self.size is not None:
+            object.__setattr__(self, "size", tuple(self.size))  # JSON has lists only
+            if len(self.size) != 2 or any(side < 1 or side % self.scale for side in self.size):
+                raise ArgumentError(
+                    f"PixelShuffle: size is (rows, columns), each a multiple of the scale {self.scale}; found {self.size}"
+                )
+
+    def __call__(self, inputs: dict[str, Any], output: Any) -> Any:
+        """Put rows together.
+
+        Args:
+            inputs: the encoder's arguments; not used.
+            output: hidden states (N, T, width), a list of (T_i, width), or what holds `last_hidden_state`.
+
+        Returns:
+            The same as (N, T / scale^2, width * scale^2).
+
+        Raises:
+            ArgumentError: if the rows are no such map, or its sides no multiples of the scale.
+        """
+        rows = getattr(output, "last_hidden_state", output)
+        if isinstance(rows, list):
+            return [self._shuffle(one.unsqueeze(0)).squeeze(0) for one in rows]
+        return self._shuffle(rows)
+
+    def output_width(self, width: int) -> int:
+        """The width of the rows it returns, of rows of `width`."""
+        return width * self.scale**2
+
+    def _shuffle(self, rows: Tensor) -> Tensor:
+        height, width = self.size or (math.isqrt(rows.shape[1]),) * 2
+        if height * width != rows.shape[1] or height % self.scale or width % self.scale:
+            shape = "square map" if self.size is None else f"map of {height} by {width}"
+            raise ArgumentError(
+                f"PixelShuffle: {rows.shape[1]} rows are no {shape} with sides that are multiples of {self.scale}; leave "
+                "out a class token before (SelectFeatures(skip_first=1)), or choose another scale or size"
+            )
+        windows = rows.unflatten(1, (height // self.scale, self.scale, width // self.scale, self.scale))
+        return windows.transpose(2, 3).flatten(3).flatten(1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Chain:
     """Callbacks one after the other, in the place of one.
 
@@ -148,11 +227,16 @@ class Chain:
                 inputs = callback(inputs)
         return output[0] if output else inputs
 
+    def output_width(self, width: int) -> int:
+        """The width of the rows it returns, of rows of `width`: through all its callbacks that say so."""
+        return functools.reduce(lambda found, callback: output_width(callback, found), self.callbacks, width)
+
 
 CALLBACKS: dict[str, Callable[..., Any]] = {
     "output_hidden_states": OutputHiddenStates,
     "select_features": SelectFeatures,
     "average_pool": AveragePool,
+    "pixel_shuffle": PixelShuffle,
     "chain": Chain,
 }
 

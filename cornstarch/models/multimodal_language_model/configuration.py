@@ -9,18 +9,19 @@ from transformers.activations import ACT2CLS
 from cornstarch.errors import ArgumentError
 from cornstarch.models.multimodal_language_model import anatomy
 
-PROJECTION_TYPES = ("linear", "mlp")
+PROJECTION_TYPES = ("linear", "mlp", "identity")
 
 
 class MultimodalProjectorConfig:
     """How features of an encoder become vectors of the language model's embedding space.
 
-    `linear` is one `nn.Linear`; `mlp` is linear, activation, linear (LLaVA-1.5, https://arxiv.org/abs/2310.03744).
+    `linear` is one `nn.Linear`; `mlp` is linear, activation, linear (LLaVA-1.5, https://arxiv.org/abs/2310.03744);
+    `identity` is nothing at all, for an encoder that yields vectors of the embedding's width already.
 
     Args:
         encoder_config: the encoder's config (or a dict with `hidden_size`), from which the input width is read.
         text_config: the language model's config (or a dict with `hidden_size`), from which the output width is read.
-        projection_type: `"linear"` or `"mlp"`.
+        projection_type: `"linear"`, `"mlp"` or `"identity"`.
         activation: a name in `transformers.activations.ACT2CLS`; used by `mlp`.
 
     Raises:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cornstarch.errors import ArgumentError
-from cornstarch.models.multimodal_language_model import anatomy, freezing
+from cornstarch.models.multimodal_language_model import anatomy, callbacks, freezing
 from cornstarch.models.multimodal_language_model.anatomy import Features, Rows
 from cornstarch.models.multimodal_language_model.configuration import MultimodalProjectorConfig
 from cornstarch.models.multimodal_language_model.projector import MultimodalProjector
@@ -76,8 +76,8 @@ class ModalEncoderModule(nn.Module):
     @property
     def encoder_modules(self) -> list[nn.Module]:
         """The modules that the encoder's train flag governs: the encoder and callbacks before the projector."""
-        callbacks = (self.preprocess_callback, self.postprocess_module_callback)
-        return [self.module, *(callback for callback in callbacks if isinstance(callback, nn.Module))]
+        before = (self.preprocess_callback, self.postprocess_module_callback)
+        return [self.module, *(callback for callback in before if isinstance(callback, nn.Module))]
 
     @property
     def projector_modules(self) -> list[nn.Module]:
@@ -86,7 +86,7 @@ class ModalEncoderModule(nn.Module):
         return [candidate for candidate in candidates if isinstance(candidate, nn.Module)]
 
     def make_projector(
-        self, width: int, text_dtype: torch.dtype, projection_type: str, activation: str, side_by_side: int = 1
+        self, width: int, text_dtype: torch.dtype, projection_type: str, activation: str, **options: Any
     ) -> None:
         """Make the projector if there is none, and check that it fits on both sides.
 
@@ -95,7 +95,7 @@ class ModalEncoderModule(nn.Module):
             text_dtype: the language model's dtype.
             projection_type: kind of projector to make.
             activation: its activation.
-            side_by_side: how many rows of the encoder's width the module callback puts side by side into one.
+            **options: further arguments of `MultimodalProjectorConfig`.
 
         Raises:
             ArgumentError: if the projector's widths are not the encoder's and `width`, or the encoder's is unknown.
@@ -108,8 +108,9 @@ class ModalEncoderModule(nn.Module):
                     f"{type(encoder).__name__} states no hidden_size, in its config or itself: set `hidden_size` "
                     "on it, pass a projector, or, of a model with several towers, pass one tower"
                 )
+            row_width = callbacks.output_width(self.postprocess_module_callback, encoder_width)
             config = MultimodalProjectorConfig(
-                {"hidden_size": encoder_width * side_by_side}, {"hidden_size": width}, projection_type, activation
+                {"hidden_size": row_width}, {"hidden_size": width}, projection_type, activation, **options
             )
             reference = next(self.module.parameters(), torch.empty(0))
             # New weights are trained, so they get the more precise of the two dtypes they stand between.

@@ -39,7 +39,7 @@ class MultimodalModel(Composition):
             was called with, `inputs_embeds` with the features in place, `modality_masks` (modality key to a mask (B, S)
             of its positions), and what encoders add to their features (`Features`); it may change or add arguments of
             the language model. Arguments that no part takes reach it if its `additional_args` names them.
-        init_projector_type: kind of the projectors made here, `"linear"` or `"mlp"`.
+        init_projector_type: kind of the projectors made here, see `MultimodalProjectorConfig`.
         init_activation: activation of the projectors made here.
 
     Raises:

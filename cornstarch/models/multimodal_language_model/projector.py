@@ -19,7 +19,8 @@ class MultimodalProjector(nn.Module):
         projection: a module from (..., encoder width) to (..., embedding width); wrapped as it is.
 
     Raises:
-        ArgumentError: if neither is given, or the config does not state both widths.
+        ArgumentError: if neither is given, the config does not state both widths, or its type is `identity` and they
+            differ.
     """
 
     def __init__(self, config: MultimodalProjectorConfig | None, projection: nn.Module | None = None) -> None:
@@ -41,6 +42,8 @@ class MultimodalProjector(nn.Module):
     @property
     def widths(self) -> tuple[int | None, int | None]:
         """Input and output width, each None where a module of the caller's own does not show it."""
+        if isinstance(self.projection, nn.Identity) and self.config is not None:
+            return self.config.in_features, self.config.out_features
         return anatomy.linear_widths(self.projection)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -49,6 +52,13 @@ class MultimodalProjector(nn.Module):
 
 
 def _build(config: MultimodalProjectorConfig) -> nn.Module:
+    if config.projection_type == "identity":
+        if config.in_features != config.out_features:
+            raise ArgumentError(
+                f"an identity projector changes no width, but the encoder yields width {config.in_features} and the "
+                f"language model embeds in width {config.out_features}: choose another projection_type"
+            )
+        return nn.Identity()
     first = nn.Linear(config.in_features, config.out_features)
     if config.projection_type == "linear":
         return first

@@ -1,0 +1,141 @@
+"""Ready-made callbacks, against transformers' own functions; and the widths they say they make."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers.models.aya_vision.modeling_aya_vision import AyaVisionMultiModalProjector
+from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
+from transformers.models.internvl.modeling_internvl import InternVLModel
+from transformers.models.llama4.modeling_llama4 import pixel_shuffle
+from transformers.models.smolvlm.modeling_smolvlm import SmolVLMConnector
+
+from cornstarch import (
+    ArgumentError,
+    AveragePool,
+    Chain,
+    ModalEncoderModule,
+    MultimodalModel,
+    MultimodalProcessor,
+    OutputHiddenStates,
+    PixelShuffle,
+    SelectFeatures,
+    build_model,
+    parse_config,
+)
+from cornstarch.models.multimodal_language_model import callbacks
+from tests import parts
+
+# --- PixelShuffle -----------------------------------------------------------------------------------------------------
+
+# What each does to rows (N, side^2, width), by a scale.
+REFERENCES: dict[str, Any] = {
+    "idefics3": lambda rows, side, scale: Idefics3Connector.pixel_shuffle(None, rows, scale),
+    "smolvlm": lambda rows, side, scale: SmolVLMConnector.pixel_shuffle(None, rows, scale),
+    "internvl": lambda rows, side, scale: InternVLModel.pixel_shuffle(
+        None, rows.unflatten(1, (side, side)), scale_factor=1 / scale
+    ).flatten(1, 2),
+    "llama4": lambda rows, side, scale: pixel_shuffle(rows, 1 / scale),
+    "aya": lambda rows, side, scale: AyaVisionMultiModalProjector.pixel_shuffle(
+        SimpleNamespace(downsample_factor=scale), rows
+    ).flatten(1, 2),
+}
+
+
+@pytest.mark.parametrize("side, scale", [(4, 2), (8, 4), (6, 2), (3, 1)])
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_pixel_shuffle_is_transformers_own(reference: str, side: int, scale: int) -> None:
+    """Bit-equal to what each model does between its tower and its projector."""
+    rows = torch.randn(2, side**2, 5)
+    assert torch.equal(PixelShuffle(scale=scale)({}, rows), REFERENCES[reference](rows, side, scale))
+
+
+def test_pixel_shuffle_of_a_map_that_is_no_square() -> None:
+    """By a loop over windows; lists and outputs that hold `last_hidden_state` too."""
+    shuffle = PixelShuffle(scale=2, size=(2, 6))
+    rows = torch.randn(3, 12, 4)
+    cells = rows.reshape(3, 2, 6, 4)
+    expected = torch.stack([cells[:, :, 2 * x : 2 * x + 2].flatten(1) for x in range(3)], 1)
+    assert torch.equal(shuffle({}, rows), expected)
+    assert torch.equal(shuffle({}, SimpleNamespace(last_hidden_state=rows)), expected)
+    assert torch.equal(shuffle({}, [rows[0], rows[1]])[1], expected[1])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"scale": 2}, r"25 rows are no square map with sides that are multiples of 2; leave out a class token"),
+        ({"scale": 5, "size": (5, 10)}, r"25 rows are no map of 5 by 10"),
+        ({"scale": 0}, r"needs a scale of at least 1, found 0"),
+        ({"scale": 2, "size": (5, 4)}, r"size is \(rows, columns\), each a multiple of the scale 2; found \(5, 4\)"),
+    ],
+)
+def test_pixel_shuffle_says_what_does_not_fit(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        PixelShuffle(**arguments)({}, torch.zeros(1, 25, 2))
+
+
+# --- widths -----------------------------------------------------------------------------------------------------------
+
+
+def test_chains_compose_the_widths_that_callbacks_state() -> None:
+    """Also through one of the caller's own; one that says nothing changes nothing."""
+
+    class Halve:
+        def __call__(self, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            return output[..., ::2]
+
+        def output_width(self, width: int) -> int:
+            return width // 2
+
+    chain = Chain(
+        callbacks=(SelectFeatures(layers=(-1, -2), skip_first=1), Halve(), lambda _, output: output, PixelShuffle())
+    )
+    assert chain.output_width(16) == 16 * 2 // 2 * 4
+    assert callbacks.output_width(None, 16) == callbacks.output_width(AveragePool(size=2), 16) == 16
+    module = ModalEncoderModule(
+        parts.clip(), preprocess_callback=OutputHiddenStates(), postprocess_module_callback=chain
+    )
+    model = MultimodalModel({"vision": module}, parts.llama())
+    assert model.encoders["vision"].projector.widths == (64, 24)
+    assert model.encoders["vision"](pixel_values=torch.zeros(2, 3, 16, 16)).shape == (2, 1, 24)
+
+
+CONFIG = """
+model:
+  encoders:
+    vision:
+      config: {model_type: clip_vision_model, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2,
+               num_attention_heads: 2, image_size: 16, patch_size: 4}
+      processor: {class_name: CLIPImageProcessorPil, arguments: {size: 16, crop_size: 16}}
+      layers: [-1, -2]
+      skip_first: 1
+      callbacks: {postprocess_module: [{name: pixel_shuffle, arguments: {scale: 2, size: [4, 4]}}]}
+  language_model:
+    config: {model_type: llama, hidden_size: 24, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
+             num_key_value_heads: 2}
+    tokenizer: bytes
+training: {steps: 1}
+"""
+
+
+def test_pixel_shuffle_from_a_config_and_from_a_save(tmp_path: Path) -> None:
+    """By name; the projector takes 2 layers x 4 rows x 16; an image is a quarter of 16 positions; bit-equal again."""
+    model, processor = build_model(parse_config(CONFIG).model)
+    encoder = model.eval().encoders["vision"]
+    assert encoder.projector.widths == (128, 24)
+    batch = processor({"vision": {"images": [parts.image()] * 2}}, {"text": ["<vision>?"] * 2}, return_tensors="pt")
+    assert batch["input_ids"].shape == (2, 5)
+    states = encoder.module(pixel_values=batch["pixel_values"], output_hidden_states=True).hidden_states
+    rows = torch.cat([states[-1][:, 1:], states[-2][:, 1:]], -1)
+    expected = encoder.projector(Idefics3Connector.pixel_shuffle(None, rows, 2))
+    assert torch.equal(encoder(pixel_values=batch["pixel_values"]), expected)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = MultimodalModel.from_pretrained(tmp_path)
+    assert loaded.encoders["vision"].postprocess_module_callback == encoder.postprocess_module_callback
+    again = MultimodalProcessor.from_pretrained(tmp_path, loaded)
+    same = again({"vision": {"images": [parts.image()] * 2}}, {"text": ["<vision>?"] * 2}, return_tensors="pt")
+    assert torch.equal(loaded(**same).logits, model(**batch).logits)
