@@ -1,87 +1,144 @@
-"""In from Hugging Face: a LLaVA taken apart gives the original's logits."""
+"""In from Hugging Face: models taken apart give the original's logits, gradients and text."""
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    AutoConfig,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
-)
+from torch import Tensor
+from transformers import AutoConfig, PaliGemmaForConditionalGeneration
 
 from cornstarch import ArgumentError, MultimodalModel
 from cornstarch.models.multimodal_language_model import importing
-from tests import parts
+from tests.models.originals import IMAGE, ORIGINALS
 
-IMAGE = 60
-
-
-def configs() -> dict:
-    return {
-        "vision_config": CLIPVisionConfig(**{**parts.clip().config.to_dict(), "num_hidden_layers": 3}),
-        "text_config": LlamaConfig(**{**parts.llama(vocabulary=64).config.to_dict()}),
-        "image_token_index": IMAGE,
-    }
+GREEDY = {"max_new_tokens": 5, "do_sample": False}
 
 
-@pytest.mark.parametrize("layer, strategy, positions", [(-2, "default", 4), (-1, "full", 5), ([-3, -1], "default", 4)])
-def test_llava(tmp_path: Path, layer: int | list[int], strategy: str, positions: int) -> None:
-    """Logits, greedy text and a save of the import equal the original's; fp64, 1e-10."""
-    torch.manual_seed(0)
-    original = LlavaForConditionalGeneration(
-        LlavaConfig(**configs(), vision_feature_layer=layer, vision_feature_select_strategy=strategy)
-    )
-    original.double().eval().save_pretrained(tmp_path / "llava")
-    ids = torch.randint(0, IMAGE, (2, 12))
-    ids[0, 1 : 1 + positions] = IMAGE
-    ids[1, 3 : 3 + positions] = IMAGE
-    inputs = {"input_ids": ids, "pixel_values": torch.randn(2, 3, 16, 16, dtype=torch.float64)}
-    with torch.no_grad():
-        expected = original(**inputs).logits
-    text = original.generate(**inputs, max_new_tokens=5, do_sample=False)
+@pytest.fixture(params=ORIGINALS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
 
-    model = MultimodalModel.from_pretrained_multimodal_model(tmp_path / "llava", dtype=torch.float64)
-    assert model.modality_token_ids == {"vision": IMAGE}
+
+def close(found: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+
+
+def padded(inputs: dict[str, Any], side: str) -> dict[str, Any]:
+    """The same batch with four positions of padding at one side of the second sample, text cut off the other side."""
+    ids, mask = inputs["input_ids"].clone(), torch.ones_like(inputs["input_ids"])
+    here, there = (slice(None, 4), slice(4, None)) if side == "left" else (slice(-4, None), slice(None, -4))
+    gap = torch.full((4,), 0)
+    ids[1, there] = inputs["input_ids"][1, : ids.shape[1] - 4]
+    ids[1, here], mask[1, here] = gap, 0
+    lost = inputs["input_ids"][1, -4:]
+    assert (lost != IMAGE).all(), "only text is cut off"
+    changed = {**inputs, "input_ids": ids, "attention_mask": mask}
+    for types in ("mm_token_type_ids", "token_type_ids"):
+        if types in inputs:
+            changed[types] = (ids == IMAGE).to(inputs[types].dtype)
+    return changed
+
+
+@torch.no_grad()
+def test_logits(name: str, tmp_path: Path) -> None:
+    """Dense and padded, several images, loaded from a folder, saved and loaded again; fp64, 1e-10.
+
+    The originals of padded batches are given the positions that `generate` gives them, as they count padding in
+    `forward` otherwise; those with positions in three axes make them themselves.
+    """
+    row = ORIGINALS[name]
+    original = row.make()
+    original.save_pretrained(tmp_path / "original")
+    model = MultimodalModel.from_pretrained_multimodal_model(tmp_path / "original", dtype=torch.float64)
     assert not any(parameter.is_meta for parameter in model.parameters())
+    assert list(model.modality_token_ids.values()) == [IMAGE]
     model.save_pretrained(tmp_path / "saved")
-    for candidate in (model, MultimodalModel.from_pretrained(tmp_path / "saved")):
-        with torch.no_grad():
-            torch.testing.assert_close(candidate(**inputs).logits, expected, rtol=0, atol=1e-10)
-        assert torch.equal(candidate.generate(**inputs, max_new_tokens=5, do_sample=False), text)
+    again = MultimodalModel.from_pretrained(tmp_path / "saved")
+    dense = row.inputs(original)
+    for inputs in (dense, padded(dense, "left"), padded(dense, "right")):
+        mask = inputs.get("attention_mask")
+        known = {}
+        if mask is not None and "mm_token_type_ids" not in inputs:
+            known = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+        expected = original(**inputs, **known).logits
+        real = torch.ones_like(inputs["input_ids"]).bool() if mask is None else mask.bool()
+        for candidate in (model, again):
+            close(candidate(**inputs).logits[real], expected[real])
+    with torch.no_grad():
+        main = next(value for value in dense if value in ("pixel_values", "input_features"))
+        other = model(**{**dense, main: dense[main].flip(-1)}).logits
+    assert (other - model(**dense).logits).abs().max() > 1e-3, "the input shows"
+
+
+def test_gradients(name: str) -> None:
+    """Of the loss, in every weight of the original that gets one; fp64, 1e-10."""
+    row = ORIGINALS[name]
+    original = row.make()
+    inputs = row.inputs(original)
+    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == IMAGE, -100)
+    original(**inputs, labels=labels).loss.backward()
+    expected = {id(parameter): parameter.grad for parameter in original.parameters()}
+    names = {id(parameter): place for place, parameter in original.named_parameters()}
+    original.zero_grad(set_to_none=True)
+    model = importing.take_apart(original)
+    model.train(encoders_mode=dict.fromkeys(model.encoders, (True, True)), llm_mode=True)
+    model(**inputs, labels=labels).loss.backward()
+    found = {names[id(parameter)]: (parameter.grad, expected[id(parameter)]) for parameter in model.parameters()}
+    assert set(found) == set(names.values())
+    for place, (mine, theirs) in found.items():
+        assert (mine is None) == (theirs is None), place
+        if mine is not None:
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10, msg=place)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_greedy_text(name: str, beams: int) -> None:
+    """Of a left-padded batch, with and without beams."""
+    row = ORIGINALS[name]
+    original = row.make()
+    inputs = padded(row.inputs(original), "left")
+    expected = original.generate(**inputs, **GREEDY, num_beams=beams)
+    model = importing.take_apart(copy.deepcopy(original))
+    assert torch.equal(model.generate(**inputs, **GREEDY, num_beams=beams), expected)
+
+
+@pytest.mark.parametrize("layer, strategy, positions", [(-1, "full", 17), ([-3, -1], "default", 16)])
+@torch.no_grad()
+def test_chosen_layers(layer: int | list[int], strategy: str, positions: int) -> None:
+    """One layer with its class token, and two side by side."""
+    row = ORIGINALS["llava"]
+    changed = {**row.config, "vision_feature_layer": layer, "vision_feature_select_strategy": strategy}
+    original = row._replace(config=changed).make()
+    ids = torch.randint(3, IMAGE - 1, (1, 24))
+    ids[0, 2 : 2 + positions] = IMAGE
+    inputs = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 16, 16, dtype=torch.float64)}
+    expected = original(**inputs).logits
+    close(importing.take_apart(original)(**inputs).logits, expected)
 
 
 def test_other_shapes_are_refused_with_the_reason() -> None:
-    """LLaVA-NeXT has newline features; Qwen2-VL has other parts."""
-    with pytest.raises(ArgumentError, match="newline"):
-        importing.take_apart(LlavaNextForConditionalGeneration(LlavaNextConfig(**configs())))
-    config = AutoConfig.for_model(
-        "paligemma",
-        vision_config={
-            "model_type": "siglip_vision_model",
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 16,
-            "patch_size": 8,
-        },
-        text_config={
-            "model_type": "gemma",
-            "vocab_size": 64,
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "head_dim": 8,
-        },
-    )
-    from transformers import PaliGemmaForConditionalGeneration
-
-    with pytest.raises(ArgumentError, match="two linear layers"):
+    """PaliGemma's features are masked and scaled in a way of their own."""
+    tower = {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 8,
+    }
+    text = {
+        "model_type": "gemma",
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+    }
+    config = AutoConfig.for_model("paligemma", vision_config=tower, text_config=text)
+    with pytest.raises(ArgumentError, match=r"vision_tower, multi_modal_projector.*two_linears"):
         importing.take_apart(PaliGemmaForConditionalGeneration(config))

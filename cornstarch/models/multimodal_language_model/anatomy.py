@@ -341,6 +341,7 @@ def padded_feature_counts(encoder: nn.Module, inputs: Mapping[str, Any]) -> list
     """
     lengths_of = getattr(encoder, "_get_feat_extract_output_lengths", None)
     mask = inputs.get("attention_mask")
+    mask = inputs.get("feature_attention_mask") if mask is None or mask.dim() != 2 else mask
     if lengths_of is None or not isinstance(mask, Tensor) or mask.dim() != 2:
         return None
     lengths = lengths_of(mask.sum(-1))

@@ -1,21 +1,29 @@
 """2a. Callbacks that come with the package: saved with a model by name and JSON arguments.
 
-Each is a frozen dataclass that is called like the function it stands for; its fields are its arguments. One that changes
-the width of rows says so with `output_width`, so that the projector behind it is made to fit.
+Each is called like the function it stands for. One that changes the width of rows says so with `output_width`, so that
+the projector behind it is made to fit; one that wants arguments that no part takes names them as `additional_args`.
 """
 
 import dataclasses
 import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from cornstarch.errors import ArgumentError
+from cornstarch.models.multimodal_language_model.llm_callbacks import (
+    DeepFeatures,
+    FeaturesSeeEachOther,
+    OutputDeepFeatures,
+    RotaryPositions,
+)
+from cornstarch.models.multimodal_language_model.tiles import JoinTiles, SplitTiles, UnpadImages
 
 
 @runtime_checkable
@@ -232,11 +240,53 @@ class Chain:
         return functools.reduce(lambda found, callback: output_width(callback, found), self.callbacks, width)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MaskPaddedSounds:
+    """A `preprocess_callback` that hides the padding of sounds from an encoder that takes a ready mask (Qwen2-Audio).
+
+    The mask over frames (`feature_attention_mask`) becomes one over the positions behind the convolutions. What the
+    encoder yields for padding is left out behind the projector, by the encoder's own map of lengths.
+
+    Attributes:
+        stride: frames per position behind the convolutions.
+    """
+
+    stride: int = 2
+    additional_args: ClassVar[tuple[str, ...]] = ("feature_attention_mask",)
+
+    def __call__(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Add `attention_mask` (N, 1, 1, frames / stride), 0 where visible and the lowest number where hidden.
+
+        Args:
+            inputs: `input_features` (N, bins, frames) and `feature_attention_mask` (N, frames).
+
+        Returns:
+            The same with the mask; unchanged where `feature_attention_mask` is missing.
+        """
+        frames, features = inputs.get("feature_attention_mask"), inputs["input_features"]
+        if frames is None:
+            return inputs
+        lengths = (frames.sum(-1) - 1) // self.stride + 1
+        positions = torch.arange((features.shape[-1] - 1) // self.stride + 1, device=lengths.device)
+        hidden = (positions >= lengths[:, None])[:, None, None].to(features.device)
+        mask = torch.zeros(hidden.shape, dtype=features.dtype, device=features.device)
+        return {**inputs, "attention_mask": mask.masked_fill(hidden, torch.finfo(features.dtype).min)}
+
+
+# Each is a frozen dataclass, or a module with weights that says as `arguments` what it was made with.
 CALLBACKS: dict[str, Callable[..., Any]] = {
     "output_hidden_states": OutputHiddenStates,
     "select_features": SelectFeatures,
     "average_pool": AveragePool,
     "pixel_shuffle": PixelShuffle,
+    "split_tiles": SplitTiles,
+    "join_tiles": JoinTiles,
+    "unpad_images": UnpadImages,
+    "mask_padded_sounds": MaskPaddedSounds,
+    "output_deep_features": OutputDeepFeatures,
+    "deep_features": DeepFeatures,
+    "rotary_positions": RotaryPositions,
+    "features_see_each_other": FeaturesSeeEachOther,
     "chain": Chain,
 }
 
@@ -253,6 +303,8 @@ def describe(callback: Any) -> dict[str, Any] | None:
     """A callback of the package as JSON values; None for one of the caller's own, or a chain that holds one."""
     for name, cls in CALLBACKS.items():
         if type(callback) is cls:
+            if isinstance(callback, nn.Module):
+                return {"name": name, "arguments": callback.arguments}
             if not isinstance(callback, Chain):
                 return {"name": name, "arguments": dataclasses.asdict(callback)}
             inner = [describe(entry) for entry in callback.callbacks]
@@ -275,7 +327,7 @@ def build(description: Mapping[str, Any]) -> Any:
     name, arguments = description["name"], dict(description["arguments"])
     if name not in CALLBACKS:
         raise ArgumentError(f"unknown callback {name!r}; known callbacks: {', '.join(CALLBACKS)}")
-    known = [field.name for field in dataclasses.fields(CALLBACKS[name])]  # type: ignore[arg-type]
+    known = list(inspect.signature(CALLBACKS[name]).parameters)
     if not set(arguments) <= set(known):
         unknown = next(argument for argument in arguments if argument not in known)
         raise ArgumentError(f"callback {name!r}: unknown argument {unknown!r}; known: {', '.join(known) or 'none'}")

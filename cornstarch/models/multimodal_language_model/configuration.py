@@ -1,13 +1,15 @@
 """What a projector and a whole model are made of, as data."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2CLS
 
-from cornstarch.errors import ArgumentError
-from cornstarch.models.multimodal_language_model import anatomy
+from cornstarch.errors import ArgumentError, CheckpointError
+from cornstarch.models.multimodal_language_model import anatomy, library
 
 PROJECTION_TYPES = ("linear", "mlp", "identity")
 
@@ -23,6 +25,7 @@ class MultimodalProjectorConfig:
         text_config: the language model's config (or a dict with `hidden_size`), from which the output width is read.
         projection_type: `"linear"`, `"mlp"` or `"identity"`.
         activation: a name in `transformers.activations.ACT2CLS`; used by `mlp`.
+        bias: whether the linear layers of `linear` and `mlp` have one.
 
     Raises:
         ArgumentError: for an unknown `projection_type` or `activation`; the message lists the known ones.
@@ -34,6 +37,8 @@ class MultimodalProjectorConfig:
         text_config: Any = None,
         projection_type: str = "linear",
         activation: str = "gelu",
+        *,
+        bias: bool = True,
     ) -> None:
         if projection_type not in PROJECTION_TYPES:
             raise ArgumentError(
@@ -45,6 +50,7 @@ class MultimodalProjectorConfig:
         self.text_config = text_config
         self.projection_type = projection_type
         self.activation = activation
+        self.bias = bias
 
     @property
     def in_features(self) -> int:
@@ -71,7 +77,59 @@ class MultimodalProjectorConfig:
             "text_config": {"hidden_size": self.out_features},
             "projection_type": self.projection_type,
             "activation": self.activation,
+            "bias": self.bias,
         }
+
+
+class TransformersProjectorConfig:
+    """A projector that is a class of transformers, made from the config of the whole model that it comes from.
+
+    Args:
+        class_path: the class, such as `transformers.models.gemma3.modeling_gemma3.Gemma3MultiModalProjector`.
+        config_path: the class of the model's config.
+        model_config: that config as JSON values.
+
+    Raises:
+        CheckpointError: if transformers has no such classes.
+    """
+
+    def __init__(self, class_path: str, config_path: str, model_config: Mapping[str, Any]) -> None:
+        self.class_path = class_path
+        self.config_path = config_path
+        self.model_config = dict(model_config)
+        self._class = library.find_class(class_path, "a projector")
+        config_class = library.find_class(config_path, "a projector's model")
+        if not (isinstance(config_class, type) and issubclass(config_class, PreTrainedConfig)):
+            raise CheckpointError(f"{config_path} is no config of transformers")
+        if not (isinstance(self._class, type) and issubclass(self._class, nn.Module)):
+            raise CheckpointError(f"{class_path} is no module of transformers")
+        self._config = config_class.from_dict(dict(model_config))
+
+    @classmethod
+    def of(cls, module: nn.Module, config: PreTrainedConfig) -> "TransformersProjectorConfig":
+        """The config of a projector that was made from the config of its model."""
+        values = json.loads(config.to_json_string(use_diff=False))
+        return cls(library.path_of(type(module)), library.path_of(type(config)), values)
+
+    @property
+    def out_features(self) -> int:
+        """Width of the vectors the projector yields."""
+        return _stated(anatomy.config_embedding_width(self._config), "model_config", self._config)
+
+    def make(self) -> nn.Module:
+        """The projector, with weights as its class makes them."""
+        return self._class(self._config)  # type: ignore[no-any-return]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as JSON values."""
+        return {"class_path": self.class_path, "config_path": self.config_path, "model_config": self.model_config}
+
+
+def projector_config(values: Mapping[str, Any]) -> MultimodalProjectorConfig | TransformersProjectorConfig:
+    """The config that `to_dict` of either class gave."""
+    if "class_path" in values:
+        return TransformersProjectorConfig(**values)
+    return MultimodalProjectorConfig(**values)
 
 
 def _stated(width: int | None, name: str, config: Any) -> int:

@@ -28,7 +28,8 @@ class ModalEncoderModule(nn.Module):
     Args:
         model: the encoder.
         projector: from the encoder's width to the language model's; made by `MultimodalModel` if missing.
-        additional_args: names of arguments for the callbacks that the encoder's own forward does not take.
+        additional_args: names of arguments for the callbacks that the encoder's own forward does not take, beside those
+            that callbacks themselves name as their `additional_args`.
         preprocess_callback: `(inputs) -> inputs`, before the encoder; `inputs` is a dict of this encoder's arguments.
         postprocess_module_callback: `(inputs, output) -> output`, on what the encoder returned.
         postprocess_projector_callback: `(inputs, output) -> output`, on the projected features.
@@ -63,7 +64,9 @@ class ModalEncoderModule(nn.Module):
             raise ArgumentError(f"additional_args must be a sequence of names, found the string {additional_args!r}")
         self.module = encoder
         self.projector = projector
-        self.additional_args = tuple(additional_args)
+        wanted = (preprocess_callback, postprocess_module_callback, postprocess_projector_callback)
+        own = [name for callback in wanted for name in callbacks.additional_args(callback)]
+        self.additional_args = tuple(dict.fromkeys([*additional_args, *own]))
         self.preprocess_callback = preprocess_callback
         self.postprocess_module_callback = postprocess_module_callback
         self.postprocess_projector_callback = postprocess_projector_callback

@@ -1,21 +1,40 @@
-"""6b. In from Hugging Face: a pretrained multimodal model taken apart by structure."""
+"""6c. In from Hugging Face: a pretrained multimodal model taken apart by structure."""
 
+import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    PreTrainedModel,
+)
 
-from cornstarch.errors import ArgumentError
-from cornstarch.models.multimodal_language_model import library
-from cornstarch.models.multimodal_language_model.callbacks import OutputHiddenStates, SelectFeatures
-from cornstarch.models.multimodal_language_model.configuration import MultimodalProjectorConfig
-from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
+from cornstarch.errors import ArgumentError, MissingFileError
+from cornstarch.models.multimodal_language_model import library, shapes
+from cornstarch.models.multimodal_language_model.backbone import BackboneWithHead
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
-from cornstarch.models.multimodal_language_model.projector import MultimodalProjector
+from cornstarch.models.multimodal_language_model.shapes import Shape
 
-_PARTS = ("vision_tower", "multi_modal_projector", "language_model")
+# Of these, what is taken apart was compared with the original, logit by logit. Others may have a shape and differ in
+# what no structure shows.
+_COMPARED = (
+    "gemma3",
+    "idefics3",
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "qwen2_5_vl",
+    "qwen2_audio",
+    "qwen2_vl",
+    "qwen3_vl",
+    "smolvlm",
+)
 
 
 def from_hugging_face(name_or_path: str | Path, **kwargs: Any) -> MultimodalModel:
@@ -23,74 +42,85 @@ def from_hugging_face(name_or_path: str | Path, **kwargs: Any) -> MultimodalMode
 
     Args:
         name_or_path: a folder or a name on the hub.
-        **kwargs: for `AutoModelForImageTextToText.from_pretrained`.
+        **kwargs: for the `from_pretrained` of Hugging Face's class.
 
     Returns:
-        The model in evaluation mode, its modality key `"vision"`.
+        The model in evaluation mode, its modality key `"vision"` or `"audio"`.
 
     Raises:
-        ArgumentError: if the model is not built of a vision tower, a two-layer projector and a language model.
+        ArgumentError: if the model has none of the shapes that can be taken apart.
+        MissingFileError: if there is no such model.
     """
-    config = Path(name_or_path) / "config.json"
-    if config.is_file() and library.read_json(config).get("model_type") == "cornstarch":
+    path = Path(name_or_path) / "config.json"
+    if path.is_file() and library.read_json(path).get("model_type") == "cornstarch":
         raise ArgumentError(f"{name_or_path} is a saved MultimodalModel: use MultimodalModel.from_pretrained")
-    return take_apart(AutoModelForImageTextToText.from_pretrained(name_or_path, **kwargs))
+    trusted = {name: kwargs[name] for name in ("revision", "trust_remote_code") if name in kwargs}
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, **trusted)
+    except OSError as error:
+        raise MissingFileError(
+            f"{name_or_path} is no folder with a model, and no name on the hub that can be reached"
+        ) from error
+    classes = (AutoModelForImageTextToText, AutoModelForMultimodalLM)
+    cls = next((cls for cls in classes if type(config) in cls._model_mapping), None)
+    if cls is None:
+        raise ArgumentError(f"{name_or_path} holds a {config.model_type!r}, which is no multimodal language model")
+    model = take_apart(cls.from_pretrained(name_or_path, **kwargs))
+    model.origin = {**(model.origin or {}), "path": str(name_or_path), "revision": kwargs.get("revision")}
+    return model
 
 
 def take_apart(original: PreTrainedModel) -> MultimodalModel:
     """Build a `MultimodalModel` of a loaded model's own modules; weights are moved, not copied.
 
     Args:
-        original: a model of LLaVA-1.5's shape (https://arxiv.org/abs/2310.03744); not to be used afterwards.
+        original: a model of one of the shapes in `shapes.SHAPES`; not to be used afterwards.
 
     Returns:
-        The model.
+        The model, in evaluation mode.
 
     Raises:
         ArgumentError: if the model has another shape.
     """
-    body, config = original.model, original.config
-    missing = [name for name in _PARTS if not hasattr(body, name)]
-    linears = [name for name, _ in body.multi_modal_projector.named_parameters()] if not missing else []
-    if missing or not set(linears) <= {f"linear_{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")}:
+    shape = shapes.shape_of(original)
+    if shape is None:
+        body = getattr(original, "model", original)
         found = ", ".join(name for name, _ in body.named_children())
         raise ArgumentError(
-            f"{type(original).__name__} cannot be taken apart: expected {', '.join(_PARTS)} with a projector of two "
-            f"linear layers, found {found}" + (f" and projector weights {', '.join(linears)}" if linears else "")
+            f"{type(original).__name__} cannot be taken apart: its modules ({found}) are arranged in none of the known "
+            f"ways ({', '.join(known.name for known in shapes.SHAPES)}). Load its parts one by one, and compose them"
         )
-    if hasattr(body, "image_newline"):
-        raise ArgumentError(f"{type(original).__name__} tiles its images with newline features, which is not supported")
-    layers = config.vision_feature_layer
-    encoder = ModalEncoderModule(
-        body.vision_tower,
-        _projector(body.multi_modal_projector, config.projector_hidden_act),
-        preprocess_callback=OutputHiddenStates(),
-        postprocess_module_callback=SelectFeatures(
-            layers=(layers,) if isinstance(layers, int) else tuple(layers),
-            skip_first=1 if config.vision_feature_select_strategy == "default" else 0,
-        ),
-    )
-    model = MultimodalModel({"vision": encoder}, _language_model(original))
-    model.set_modality_token_ids({"vision": config.image_token_id})
+    if original.config.model_type not in _COMPARED:
+        warnings.warn(
+            f"{type(original).__name__} has the modules of the shape {shape.name!r}, but was never compared with what "
+            "is made of it: compare logits with the original before you rely on them",
+            stacklevel=2,
+        )
+    origin = {
+        "class": library.path_of(type(original)),
+        "config_class": library.path_of(type(original.config)),
+        "config": json.loads(original.config.to_json_string(use_diff=False)),
+        "shape": shape.name,
+    }
+    encoder, callback = shape.encoder(original), shape.callback(original)
+    model = MultimodalModel({shape.key: encoder}, _language_model(original, shape), callback)
+    model.set_modality_token_ids({shape.key: int(getattr(original.config, shape.token_id))})
+    model.origin = origin
     return model.eval()  # type: ignore[no-any-return]
 
 
-def _projector(original: Any, activation: str) -> MultimodalProjector:
-    first, second = original.linear_1, original.linear_2
-    config = MultimodalProjectorConfig(
-        {"hidden_size": first.in_features}, {"hidden_size": first.out_features}, "mlp", activation
-    )
-    with torch.device("meta"):
-        projector = MultimodalProjector(config)
-    projector.projection = nn.Sequential(first, projector.projection[1], second)
-    return projector
-
-
-def _language_model(original: PreTrainedModel) -> PreTrainedModel:
+def _language_model(original: PreTrainedModel, shape: Shape) -> nn.Module:
     """The causal language model that the backbone and the head belong to."""
+    backbone: Any = shapes.place_of(original, shape.modules["language_model.base_model"])
+    head: Any = shapes.place_of(original, shape.modules["language_model.lm_head"])
+    config = backbone.config
+    config.tie_word_embeddings = head.weight is backbone.get_input_embeddings().weight
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        language_model: Any = BackboneWithHead.of(backbone, head, original.generation_config)
+        return language_model  # type: ignore[no-any-return]
     with torch.device("meta"):
-        language_model = AutoModelForCausalLM.from_config(original.config.get_text_config())
-    setattr(language_model, language_model.base_model_prefix, original.model.language_model)
-    language_model.set_output_embeddings(original.lm_head)
+        language_model = AutoModelForCausalLM.from_config(config)
+    setattr(language_model, language_model.base_model_prefix, backbone)
+    language_model.set_output_embeddings(head)
     language_model.generation_config = original.generation_config
-    return language_model
+    return language_model  # type: ignore[no-any-return]

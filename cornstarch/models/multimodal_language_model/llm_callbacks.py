@@ -56,7 +56,10 @@ class RotaryPositions:
         grids = {key: inputs[name] for key, name in self.grids.items() if inputs.get(name) is not None and key in masks}
         if (given is not None and given.dim() == 3) or not grids or inputs["input_ids"] is None:
             return inputs
-        queues = {key: [self._places(key, index, grid, inputs) for index, grid in enumerate(grids[key])] for key in grids}
+        queues = {
+            key: [self._places(key, index, cells, inputs) for index, cells in enumerate(grid)]
+            for key, grid in grids.items()
+        }
         length, batch = inputs["input_ids"].shape[1], inputs["input_ids"].shape[0]
         attended = inputs.get("attention_mask")
         seen = torch.ones(batch, length, dtype=torch.bool)
@@ -70,8 +73,8 @@ class RotaryPositions:
         left = [key for key, queue in queues.items() if queue]
         if left:
             raise ModalityMismatchError(
-                f"modality {left[0]!r}: {self.grids[left[0]]} has {len(grids[left[0]])} grids, input_ids have positions "
-                f"for {len(grids[left[0]]) - len(queues[left[0]])} of them"
+                f"modality {left[0]!r}: {self.grids[left[0]]} has {len(grids[left[0]])} grids, input_ids have "
+                f"positions for {len(grids[left[0]]) - len(queues[left[0]])} of them"
             )
         return {**inputs, "position_ids": torch.stack(rows, dim=1).to(device)}
 
@@ -177,7 +180,7 @@ class FeaturesSeeEachOther:
     additional_args: ClassVar[tuple[str, ...]] = ("token_type_ids", "mm_token_type_ids")
 
     def __call__(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Replace `attention_mask` (B, P + S) by ready masks (B, 1, S, P + S), by kind of layer if there is a window."""
+        """Replace `attention_mask` (B, P + S) by ready masks (B, 1, S, P + S), one per kind of layer with a window."""
         features = [mask for mask in inputs["modality_masks"].values() if bool(mask.any())]
         mask, embeds = inputs.get("attention_mask"), inputs["inputs_embeds"]
         if not features or (isinstance(mask, Tensor) and mask.dim() == 4):

@@ -67,6 +67,7 @@ class MultimodalModel(Composition):
         super().__init__(encoders, language_model)
         self._first_position = anatomy.first_position(language_model)
         self.preprocess_llm_callback = preprocess_llm_callback
+        self.origin: dict[str, Any] | None = None
         self.train(language_model.training)  # parts from `from_pretrained` come in evaluation mode
 
     # --- the parts ----------------------------------------------------------------------------------------------------
@@ -430,7 +431,10 @@ class MultimodalModel(Composition):
 
     @classmethod
     def from_pretrained_multimodal_model(cls, name_or_path: str | Path, **kwargs: Any) -> "MultimodalModel":
-        """Build the model out of a pretrained Hugging Face multimodal model of LLaVA-1.5's shape.
+        """Build the model out of a pretrained Hugging Face multimodal model, taken apart by structure.
+
+        Shapes that are known: LLaVA-1.5, LLaVA-NeXT, LLaVA-OneVision, Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Gemma 3,
+        Idefics3 and SmolVLM, Qwen2-Audio.
 
         Args:
             name_or_path: a folder or a name on the hub.

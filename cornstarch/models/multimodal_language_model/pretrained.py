@@ -32,7 +32,7 @@ from transformers.dynamic_module_utils import custom_object_save, get_class_from
 from cornstarch import _files
 from cornstarch.errors import ArgumentError, CheckpointError, MissingFileError
 from cornstarch.models.multimodal_language_model import anatomy, callbacks, freezing, library, quantized
-from cornstarch.models.multimodal_language_model.configuration import MultimodalProjectorConfig
+from cornstarch.models.multimodal_language_model.configuration import projector_config
 from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
 from cornstarch.models.multimodal_language_model.projector import MultimodalProjector
@@ -67,6 +67,7 @@ def save(
             "language_model": _describe_part(model.language_model, folder / "language_model"),
             "preprocess_llm_callback": _describe_callback(model.preprocess_llm_callback),
             "modality_token_ids": model.modality_token_ids,
+            "origin": model.origin,
             "trainable": {name: _describe_trainable(part) for name, part in _units(model)},
             "aliases": aliases,
         }
@@ -254,6 +255,7 @@ def _load(
         callback = _build_callback("preprocess_llm_callback", description["preprocess_llm_callback"], custom_objects)
         model = cls(encoders, language_model, callback)
     _read_weights(model, folder, description, wanted)
+    model.origin = description.get("origin")
     if description["modality_token_ids"]:
         model.set_modality_token_ids(description["modality_token_ids"])
     for name, part in _units(model):
@@ -293,7 +295,7 @@ def _build_encoder(
     place = f"{key}_encoder"
     projector = custom_objects.get(f"{place}.projector")
     if projector is None:
-        config = MultimodalProjectorConfig(**entry["projector"])
+        config = projector_config(entry["projector"])
         projector = MultimodalProjector(config).to(options["dtype"] or _dtype(entry["projector_dtype"]))
     return ModalEncoderModule(
         _build_part(place, entry, folder, custom_objects, options, custom=f"{place}.module"),

@@ -8,7 +8,10 @@ from transformers.activations import ACT2FN
 
 from cornstarch.errors import ArgumentError
 from cornstarch.models.multimodal_language_model import anatomy
-from cornstarch.models.multimodal_language_model.configuration import MultimodalProjectorConfig
+from cornstarch.models.multimodal_language_model.configuration import (
+    MultimodalProjectorConfig,
+    TransformersProjectorConfig,
+)
 
 
 class MultimodalProjector(nn.Module):
@@ -23,7 +26,11 @@ class MultimodalProjector(nn.Module):
             differ.
     """
 
-    def __init__(self, config: MultimodalProjectorConfig | None, projection: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        config: MultimodalProjectorConfig | TransformersProjectorConfig | None,
+        projection: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         if projection is None and config is None:
             raise ArgumentError("MultimodalProjector needs a MultimodalProjectorConfig or a projection module")
@@ -42,6 +49,8 @@ class MultimodalProjector(nn.Module):
     @property
     def widths(self) -> tuple[int | None, int | None]:
         """Input and output width, each None where a module of the caller's own does not show it."""
+        if isinstance(self.config, TransformersProjectorConfig):
+            return None, self.config.out_features
         if isinstance(self.projection, nn.Identity) and self.config is not None:
             return self.config.in_features, self.config.out_features
         return anatomy.linear_widths(self.projection)
@@ -51,7 +60,9 @@ class MultimodalProjector(nn.Module):
         return self.projection(hidden_states, *args, **kwargs)
 
 
-def _build(config: MultimodalProjectorConfig) -> nn.Module:
+def _build(config: MultimodalProjectorConfig | TransformersProjectorConfig) -> nn.Module:
+    if isinstance(config, TransformersProjectorConfig):
+        return config.make()
     if config.projection_type == "identity":
         if config.in_features != config.out_features:
             raise ArgumentError(
@@ -59,10 +70,11 @@ def _build(config: MultimodalProjectorConfig) -> nn.Module:
                 f"language model embeds in width {config.out_features}: choose another projection_type"
             )
         return nn.Identity()
-    first = nn.Linear(config.in_features, config.out_features)
+    first = nn.Linear(config.in_features, config.out_features, bias=config.bias)
     if config.projection_type == "linear":
         return first
-    return nn.Sequential(first, ACT2FN[config.activation], nn.Linear(config.out_features, config.out_features))
+    second = nn.Linear(config.out_features, config.out_features, bias=config.bias)
+    return nn.Sequential(first, ACT2FN[config.activation], second)
 
 
 def _shape(module: nn.Module) -> list[tuple[type, list[tuple[int, ...]]]]:

@@ -42,9 +42,8 @@ class SplitTiles:
     """A `preprocess_callback` that makes one batch of the tiles of all images (LLaVA-NeXT).
 
     An image is an overview and, row-major, the tiles of the resolution that fits it best
-    (https://llava-vl.github.io/blog/2024-01-30-llava-next). The encoder module needs
-    `additional_args=("image_sizes",)`, and `"batch_num_images"` where images that are not alone in their sample come
-    uncut (LLaVA-OneVision, https://arxiv.org/abs/2408.03326).
+    (https://llava-vl.github.io/blog/2024-01-30-llava-next). Where `batch_num_images` is given, images that are not
+    alone in their sample come uncut (LLaVA-OneVision, https://arxiv.org/abs/2408.03326).
 
     Attributes:
         resolutions: (height, width) of each layout of tiles that the image processor knows (`image_grid_pinpoints`).
@@ -53,6 +52,7 @@ class SplitTiles:
 
     resolutions: tuple[tuple[int, int], ...]
     tile: int
+    additional_args: ClassVar[tuple[str, ...]] = ("image_sizes", "batch_num_images")
 
     def __post_init__(self) -> None:
         pairs = tuple((int(height), int(width)) for height, width in self.resolutions)  # JSON has lists only
@@ -180,14 +180,13 @@ class UnpadImages:
     """A `preprocess_callback` for images that are padded, in number and in size, to one tensor (Idefics3, SmolVLM).
 
     Images of nothing but zeros are left out; of the others, patches without a real pixel are hidden from the encoder.
-    The encoder module needs `additional_args=("pixel_attention_mask",)`.
 
     Attributes:
         patch: pixels per side of a patch.
     """
 
     patch: int
-    takes: ClassVar[tuple[str, ...]] = ("pixel_attention_mask",)
+    additional_args: ClassVar[tuple[str, ...]] = ("pixel_attention_mask",)
 
     def __call__(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Take off padding.
