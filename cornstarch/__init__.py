@@ -18,6 +18,7 @@ from cornstarch.errors import (
 )
 from cornstarch.models.multimodal_language_model import (
     AveragePool,
+    BackboneWithHead,
     Chain,
     ModalEncoderModule,
     MultimodalConfig,
@@ -102,6 +103,7 @@ __all__ = [
     "TEMPLATES",
     "ArgumentError",
     "AveragePool",
+    "BackboneWithHead",
     "Batches",
     "Callback",
     "CallbacksConfig",

@@ -1,5 +1,6 @@
 """The multimodal language model and its processor; files in the order of the data flow, see each first line."""
 
+from cornstarch.models.multimodal_language_model.backbone import BackboneWithHead
 from cornstarch.models.multimodal_language_model.callbacks import (
     AveragePool,
     Chain,
@@ -15,6 +16,7 @@ from cornstarch.models.multimodal_language_model.projector import MultimodalProj
 
 __all__ = [
     "AveragePool",
+    "BackboneWithHead",
     "Chain",
     "ModalEncoderModule",
     "MultimodalConfig",

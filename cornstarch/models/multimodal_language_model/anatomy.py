@@ -55,6 +55,11 @@ def config_embedding_width(config: Any) -> int | None:
     return _first_width(config, _EMBEDDING_WIDTH_NAMES)
 
 
+def width_before_head(config: PreTrainedConfig) -> int:
+    """Width of what the backbone of a language model with this config hands to the head."""
+    return int(config.get_text_config().hidden_size)
+
+
 def feature_width(encoder: nn.Module) -> int | None:
     """Width of the rows `encoder` yields, by its config's word or its own; None if neither states it."""
     return config_feature_width(getattr(encoder, "config", None)) or _first_width(encoder, _FEATURE_WIDTH_NAMES)
@@ -177,7 +182,12 @@ def _signature(function: Callable[..., Any]) -> ForwardArguments:
 
 def forward_arguments(module: nn.Module) -> ForwardArguments:
     """What the forward method of an unwrapped module takes; one that takes anything is its base class's."""
-    declared = [_signature(cls.__dict__["forward"]) for cls in type(module).__mro__ if "forward" in cls.__dict__]
+    return class_arguments(type(module))
+
+
+def class_arguments(cls: type[nn.Module]) -> ForwardArguments:
+    """What the forward method of a class of modules takes; see `forward_arguments`."""
+    declared = [_signature(base.__dict__["forward"]) for base in cls.__mro__ if "forward" in base.__dict__]
     return next((found for found in declared if found.names), declared[0])
 
 

@@ -2,12 +2,17 @@
 
 import importlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import transformers
 
-from cornstarch.errors import CheckpointError, MissingFileError
+from cornstarch.errors import ArgumentError, CheckpointError, MissingFileError
+from cornstarch.models.multimodal_language_model import backbone
+
+# A text backbone with this package's own head: the one class outside `transformers` that a file may name.
+_WITH_HEAD = re.compile(re.escape(f"{backbone.__name__}.{backbone.BackboneWithHead.__name__}") + r"\[([\w.]+)\]")
 
 
 def path_of(cls: type) -> str:
@@ -21,7 +26,7 @@ def is_found(cls: type) -> bool:
 
 
 def find_class(path: str, where: str) -> Any:
-    """A class of `transformers` by its path.
+    """A class of `transformers` by its path, or this package's language model around such a class.
 
     Args:
         path: as `path_of` gave it.
@@ -33,6 +38,12 @@ def find_class(path: str, where: str) -> Any:
     Raises:
         CheckpointError: if the path is not one of `transformers`, or the installed version has no such class.
     """
+    around = _WITH_HEAD.fullmatch(path)
+    if around is not None:
+        try:
+            return backbone.with_head(find_class(around[1], where))
+        except ArgumentError as error:
+            raise CheckpointError(f"{where}: {error}") from None
     module, _, name = path.rpartition(".")
     if not module.startswith("transformers."):
         raise CheckpointError(

@@ -494,7 +494,8 @@ def _check_parts(encoders: Any, language_model: Any) -> None:
     if "labels" not in anatomy.forward_arguments(freezing.unwrap(language_model)).names:
         raise ArgumentError(
             f"{type(freezing.unwrap(language_model)).__name__} takes no labels: it has no language modelling head. "
-            "Load it with AutoModelForCausalLM"
+            "Load it with AutoModelForCausalLM; a backbone that has no such class goes with its head into "
+            "BackboneWithHead.of(backbone, lm_head)"
         )
     if getattr(getattr(freezing.unwrap(language_model), "config", None), "return_dict", True) is False:
         raise ArgumentError("the language model's config has return_dict=False, which is not supported; set it to True")

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
 from transformers import (
@@ -26,6 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from cornstarch.errors import ArgumentError, MissingFileError
 from cornstarch.models.multimodal_language_model import anatomy, freezing
+from cornstarch.models.multimodal_language_model.backbone import BackboneWithHead, is_backbone, with_head
 
 # By the encoder's main input: who reads its processor's settings.
 _PROCESSORS = {
@@ -39,6 +41,8 @@ _PROCESSORS = {
 _MOST_MISSING = 0.01
 # Parts of a composite config that encode nothing.
 _NO_TOWERS = ("text", "decoder", "qformer", "talker", "token2wav", "code", "vq", "backbone")
+# What loads a multimodal checkpoint with its head.
+_WITH_ALL_PARTS = (AutoModelForImageTextToText, AutoModelForMultimodalLM)
 _ANY_PROCESSOR = (AutoImageProcessor, AutoFeatureExtractor, AutoVideoProcessor)
 
 
@@ -148,7 +152,8 @@ def load_language_model(path: str | Path, class_name: str | None = None, **optio
 
     Args:
         path: a folder, or a name on the hub.
-        class_name: a class of transformers; `AutoModelForCausalLM` if not given.
+        class_name: a class of transformers; `AutoModelForCausalLM` if not given. Of a text backbone that has no such
+            class, and of a multimodal checkpoint, backbone and head are taken (`BackboneWithHead`).
         **options: for `from_pretrained`.
 
     Returns:
@@ -159,7 +164,39 @@ def load_language_model(path: str | Path, class_name: str | None = None, **optio
         ArgumentError: if it is no causal language model.
     """
     config = _read_config(path, options)
-    return _loaded(AutoModelForCausalLM if class_name is None else find_class(class_name, config), path, options)
+    cls = _language_model_class(config) if class_name is None else find_class(class_name, config)
+    if class_name is None and cls is AutoModelForCausalLM and type(config) not in cls._model_mapping:
+        whole = next((auto for auto in _WITH_ALL_PARTS if type(config) in auto._model_mapping), None)
+        if whole is not None:
+            return language_model_of(_loaded(whole, path, options))
+    return _loaded(cls, path, options)
+
+
+def language_model_of(whole: PreTrainedModel) -> Any:
+    """The causal language model inside a loaded multimodal model of transformers; its weights are not copied.
+
+    Args:
+        whole: has a text backbone and a head; not to be used afterwards.
+
+    Returns:
+        The backbone and the head, in a causal language model's class of transformers where it has one.
+
+    Raises:
+        ArgumentError: if the model is not built so.
+    """
+    config, head = whole.config.get_text_config(), whole.get_output_embeddings()
+    bodies = (module for module in whole.modules() if module is not whole and isinstance(module, PreTrainedModel))
+    body: Any = next((module for module in bodies if type(module.config) is type(config)), None)
+    if body is None or head is None:
+        raise ArgumentError(f"{type(whole).__name__} has no text backbone with a head of its own")
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        return BackboneWithHead.of(body, head, whole.generation_config)
+    with torch.device("meta"):
+        made = AutoModelForCausalLM.from_config(config)
+    setattr(made, made.base_model_prefix, body)
+    made.set_output_embeddings(head)
+    made.generation_config = whole.generation_config
+    return made.train(whole.training)
 
 
 def make_language_model(values: dict[str, Any], tokenizer: Any, class_name: str | None = None, **options: Any) -> Any:
@@ -184,7 +221,8 @@ def make_language_model(values: dict[str, Any], tokenizer: Any, class_name: str 
             f"vocab_size is {anatomy.config_vocabulary_size(config)}, but the tokenizer has {len(tokenizer)} tokens: "
             "leave it out, or make it as large"
         )
-    return _made(AutoModelForCausalLM if class_name is None else find_class(class_name, config), config, options)
+    cls = _language_model_class(config) if class_name is None else find_class(class_name, config)
+    return _made(cls, config, options)
 
 
 def load_processor(encoder: nn.Module, path: str | Path, **options: Any) -> Any:
@@ -302,6 +340,15 @@ def _loaded(cls: Any, path: str | Path, options: dict[str, Any]) -> Any:
             f"{type(model).__name__}: is it a checkpoint of that class?"
         )
     return model
+
+
+def _language_model_class(config: PreTrainedConfig) -> Any:
+    """What makes or loads a causal language model with this config: transformers' own class, else a backbone's."""
+    if type(config) not in AutoModelForCausalLM._model_mapping and type(config) in MODEL_MAPPING:
+        found = MODEL_MAPPING[type(config)]
+        if is_backbone(found):
+            return with_head(found)
+    return AutoModelForCausalLM
 
 
 def _whole_class(config: PreTrainedConfig) -> Any:
