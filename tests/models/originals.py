@@ -81,7 +81,7 @@ def _ids(counts: list[list[int]], mark: int = IMAGE) -> Tensor:
         for count in runs:
             row += [mark] * count + text(3)
         rows.append(row)
-    longest = max(map(len, rows))
+    longest = max(map(len, rows)) + 4  # room for padding
     return torch.tensor([row + text(longest - len(row)) for row in rows])
 
 

@@ -69,7 +69,7 @@ def test_pixel_shuffle_of_a_map_that_is_no_square() -> None:
         ({"scale": 2}, r"25 rows are no square map with sides that are multiples of 2; leave out a class token"),
         ({"scale": 5, "size": (5, 10)}, r"25 rows are no map of 5 by 10"),
         ({"scale": 0}, r"needs a scale of at least 1, found 0"),
-        ({"scale": 2, "size": (5, 4)}, r"size is \(rows, columns\), each a multiple of the scale 2; found \(5, 4\)"),
+        ({"scale": 2, "size": (5, 4)}, r"size is \(rows, columns\), multiples of the scale 2; found \(5, 4\)"),
     ],
 )
 def test_pixel_shuffle_says_what_does_not_fit(arguments: dict[str, Any], message: str) -> None:

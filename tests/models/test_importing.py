@@ -49,8 +49,9 @@ def test_logits(name: str, tmp_path: Path) -> None:
     `forward` otherwise; those with positions in three axes make them themselves.
     """
     row = ORIGINALS[name]
-    original = row.make()
-    original.save_pretrained(tmp_path / "original")
+    made = row.make()
+    made.save_pretrained(tmp_path / "original")
+    original = type(made).from_pretrained(tmp_path / "original", dtype=torch.float64)
     model = MultimodalModel.from_pretrained_multimodal_model(tmp_path / "original", dtype=torch.float64)
     assert not any(parameter.is_meta for parameter in model.parameters())
     assert list(model.modality_token_ids.values()) == [IMAGE]
@@ -73,18 +74,18 @@ def test_logits(name: str, tmp_path: Path) -> None:
 
 
 def test_gradients(name: str) -> None:
-    """Of the loss, in every weight of the original that gets one; fp64, 1e-10."""
+    """In every weight of the original that gets one, of a loss that keeps fp64 (Hugging Face's does not); 1e-10."""
     row = ORIGINALS[name]
     original = row.make()
     inputs = row.inputs(original)
-    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == IMAGE, -100)
-    original(**inputs, labels=labels).loss.backward()
+    text = inputs["input_ids"] != IMAGE
+    original(**inputs).logits[text].logsumexp(-1).mean().backward()
     expected = {id(parameter): parameter.grad for parameter in original.parameters()}
     names = {id(parameter): place for place, parameter in original.named_parameters()}
     original.zero_grad(set_to_none=True)
     model = importing.take_apart(original)
     model.train(encoders_mode=dict.fromkeys(model.encoders, (True, True)), llm_mode=True)
-    model(**inputs, labels=labels).loss.backward()
+    model(**inputs).logits[text].logsumexp(-1).mean().backward()
     found = {names[id(parameter)]: (parameter.grad, expected[id(parameter)]) for parameter in model.parameters()}
     assert set(found) == set(names.values())
     for place, (mine, theirs) in found.items():

@@ -179,7 +179,7 @@ class PixelShuffle:
             object.__setattr__(self, "size", tuple(self.size))  # JSON has lists only
             if len(self.size) != 2 or any(side < 1 or side % self.scale for side in self.size):
                 raise ArgumentError(
-                    f"PixelShuffle: size is (rows, columns), each a multiple of the scale {self.scale}; found {self.size}"
+                    f"PixelShuffle: size is (rows, columns), multiples of the scale {self.scale}; found {self.size}"
                 )
 
     def __call__(self, inputs: dict[str, Any], output: Any) -> Any:
@@ -209,10 +209,11 @@ class PixelShuffle:
         if height * width != rows.shape[1] or height % self.scale or width % self.scale:
             shape = "square map" if self.size is None else f"map of {height} by {width}"
             raise ArgumentError(
-                f"PixelShuffle: {rows.shape[1]} rows are no {shape} with sides that are multiples of {self.scale}; leave "
-                "out a class token before (SelectFeatures(skip_first=1)), or choose another scale or size"
+                f"PixelShuffle: {rows.shape[1]} rows are no {shape} with sides that are multiples of {self.scale}; "
+                "leave out a class token before (SelectFeatures(skip_first=1)), or choose another scale or size"
             )
-        windows = rows.unflatten(1, (height // self.scale, self.scale, width // self.scale, self.scale))
+        down, across = height // self.scale, width // self.scale
+        windows = rows.reshape(rows.shape[0], down, self.scale, across, self.scale, rows.shape[2])
         return windows.transpose(2, 3).flatten(3).flatten(1, 2)
 
 

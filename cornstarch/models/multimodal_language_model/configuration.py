@@ -97,13 +97,8 @@ class TransformersProjectorConfig:
         self.class_path = class_path
         self.config_path = config_path
         self.model_config = dict(model_config)
-        self._class = library.find_class(class_path, "a projector")
-        config_class = library.find_class(config_path, "a projector's model")
-        if not (isinstance(config_class, type) and issubclass(config_class, PreTrainedConfig)):
-            raise CheckpointError(f"{config_path} is no config of transformers")
-        if not (isinstance(self._class, type) and issubclass(self._class, nn.Module)):
-            raise CheckpointError(f"{class_path} is no module of transformers")
-        self._config = config_class.from_dict(dict(model_config))
+        self._class = _subclass(class_path, nn.Module)
+        self._config = _subclass(config_path, PreTrainedConfig).from_dict(dict(model_config))
 
     @classmethod
     def of(cls, module: nn.Module, config: PreTrainedConfig) -> "TransformersProjectorConfig":
@@ -123,6 +118,13 @@ class TransformersProjectorConfig:
     def to_dict(self) -> dict[str, Any]:
         """The config as JSON values."""
         return {"class_path": self.class_path, "config_path": self.config_path, "model_config": self.model_config}
+
+
+def _subclass(path: str, base: type) -> Any:
+    found = library.find_class(path, "a projector")
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise CheckpointError(f"{path} is no {base.__name__} of transformers, as a projector's was expected to be")
+    return found
 
 
 def projector_config(values: Mapping[str, Any]) -> MultimodalProjectorConfig | TransformersProjectorConfig:

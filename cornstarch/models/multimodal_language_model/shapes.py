@@ -14,24 +14,24 @@ from transformers import PreTrainedModel
 from cornstarch.models.multimodal_language_model import anatomy
 from cornstarch.models.multimodal_language_model.callbacks import (
     Chain,
-    DeepFeatures,
-    FeaturesSeeEachOther,
-    JoinTiles,
     MaskPaddedSounds,
-    OutputDeepFeatures,
     OutputHiddenStates,
     PixelShuffle,
-    RotaryPositions,
     SelectFeatures,
-    SplitTiles,
-    UnpadImages,
 )
 from cornstarch.models.multimodal_language_model.configuration import (
     MultimodalProjectorConfig,
     TransformersProjectorConfig,
 )
 from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
+from cornstarch.models.multimodal_language_model.llm_callbacks import (
+    DeepFeatures,
+    FeaturesSeeEachOther,
+    OutputDeepFeatures,
+    RotaryPositions,
+)
 from cornstarch.models.multimodal_language_model.projector import MultimodalProjector
+from cornstarch.models.multimodal_language_model.tiles import JoinTiles, SplitTiles, UnpadImages
 
 
 class Shape(NamedTuple):

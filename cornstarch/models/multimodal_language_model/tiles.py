@@ -132,7 +132,7 @@ class JoinTiles(nn.Module):
         sizes = _sizes(inputs, "JoinTiles")
         counts = self.split.pictures(inputs, sizes)
         joined = []
-        for pictures, size in zip(features.split(counts), sizes, strict=True):
+        for pictures, size in zip(torch.split(features, counts), sizes, strict=True):
             newline = self.newline[None].to(features)
             if len(pictures) == 1:
                 joined.append(torch.cat([pictures[0], newline]))
