@@ -1,0 +1,99 @@
+"""6f. Back into the format that a model came from: its parts in the places that they were taken from."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from cornstarch.errors import ArgumentError
+from cornstarch.models.multimodal_language_model import anatomy, callbacks, library, shapes
+from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
+from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
+from cornstarch.models.multimodal_language_model.shapes import Shape
+
+_CALLBACKS = ("preprocess_callback", "postprocess_module_callback", "postprocess_projector_callback")
+
+
+def original_of(model: MultimodalModel) -> Any:
+    """A model of the class that a composition was imported from, around the composition's own modules.
+
+    Args:
+        model: without adapters; its modules are shared, not copied.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        ArgumentError: if the composition was not imported, or was changed in a way that the format has no place for.
+    """
+    origin = model.origin
+    if origin is None:
+        raise ArgumentError(
+            "the model was not imported, so there is no format that it came from: choose one, such as llava"
+        )
+    shape = next((shape for shape in shapes.SHAPES if shape.name == origin["shape"]), None)
+    if shape is None:
+        raise ArgumentError(
+            f"the model was imported by the shape {origin['shape']!r}, which this version does not know"
+        )
+    cls: Any = library.find_class(origin["class"], "the model's origin")
+    config: PreTrainedConfig = library.find_class(origin["config_class"], "the model's origin").from_dict(
+        dict(origin["config"])
+    )
+    config.get_text_config().vocab_size = anatomy.vocabulary_size(model.language_model)
+    with torch.device("meta"):
+        made: Any = cls._from_config(config)
+    _check(model, made, shape)
+    for ours, theirs in shape.modules.items():
+        _put(made, theirs, shapes.place_of(model, ours))
+    empty = [name for name, weight in (*made.named_parameters(), *made.named_buffers()) if weight.is_meta]
+    assert not empty, f"the shape {shape.name} has no place for {empty}"
+    made.generation_config = model.generation_config
+    return made.eval()
+
+
+def _put(root: nn.Module, path: str, part: Any) -> None:
+    owner, _, leaf = path.rpartition(".")
+    setattr(shapes.place_of(root, owner) if owner else root, leaf, part)
+
+
+def _check(model: MultimodalModel, made: PreTrainedModel, shape: Shape) -> None:
+    """Refuse a composition that is no longer as the shape makes it."""
+    with torch.device("meta"):
+        encoder, callback = shape.encoder(made), shape.callback(made)
+    if set(model.encoders) != {shape.key}:
+        raise ArgumentError(
+            f"the model has the encoders {', '.join(model.encoders)}, its original format has {shape.key!r} only"
+        )
+    mine = model._modal_encoders[shape.key]
+    for name in _CALLBACKS:
+        _compare(f"{shape.key}_encoder.{name}", getattr(mine, name), getattr(encoder, name))
+    _compare("preprocess_llm_callback", model.preprocess_llm_callback, callback)
+    for ours in shape.modules:
+        found, expected = shapes.place_of(model, ours), shapes.place_of(_AsComposed(encoder, made, shape), ours)
+        if type(found) is not type(expected):
+            raise ArgumentError(
+                f"{ours} is a {type(found).__name__} now; the format that it came from has a {type(expected).__name__}"
+            )
+
+
+def _compare(place: str, found: Any, expected: Any) -> None:
+    if found is None and expected is None:
+        return
+    described = [callbacks.describe(callback) for callback in (found, expected)]
+    if described[0] is None or described[0] != described[1]:
+        raise ArgumentError(
+            f"{place} is {found!r} now, where {expected!r} stood when the model was imported: its format has no place "
+            "for another one"
+        )
+
+
+class _AsComposed:
+    """The parts of a model that was never composed, under the places that a composition has for them."""
+
+    def __init__(self, encoder: ModalEncoderModule, made: PreTrainedModel, shape: Shape) -> None:
+        setattr(self, f"{shape.key}_encoder", encoder)
+        self.language_model = self
+        self.base_model = shapes.place_of(made, shape.modules["language_model.base_model"])
+        self.lm_head = shapes.place_of(made, shape.modules["language_model.lm_head"])

@@ -1,0 +1,64 @@
+"""Back into the format that a model came from: plain transformers loads what was trained, with the same logits."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cornstarch import ArgumentError, AveragePool, ModalEncoderModule, MultimodalModel
+from cornstarch.models.multimodal_language_model import importing, returning
+from tests import parts
+from tests.models.originals import ORIGINALS
+from tests.models.test_importing import GREEDY, close, padded
+
+
+def trained(name: str, tmp_path: Path) -> tuple[MultimodalModel, type, dict[str, Any]]:
+    """An import, saved and loaded again, every weight of which was changed since."""
+    row = ORIGINALS[name]
+    original = row.make()
+    inputs = row.inputs(original)
+    importing.take_apart(original).save_pretrained(tmp_path / "saved")
+    model = MultimodalModel.from_pretrained(tmp_path / "saved")
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model, type(original), inputs
+
+
+@pytest.mark.parametrize("name", ORIGINALS)
+@torch.no_grad()
+def test_trained_weights_go_back(name: str, tmp_path: Path) -> None:
+    """Logits of the reloaded original are the composition's, fp64 1e-10, and so is greedy text of a padded batch."""
+    model, cls, inputs = trained(name, tmp_path)
+    expected = model(**inputs).logits
+    batch = padded(inputs, "left")
+    text = model.generate(**batch, **GREEDY)
+    returning.original_of(model).save_pretrained(tmp_path / "back")
+    reloaded, report = cls.from_pretrained(tmp_path / "back", dtype=torch.float64, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    close(reloaded(**inputs).logits, expected)
+    assert torch.equal(reloaded.generate(**batch, **GREEDY), text)
+
+
+def test_what_the_format_has_no_place_for(tmp_path: Path) -> None:
+    """A model of one's own, a changed callback, another projector, a further encoder: each is refused by its place."""
+    with pytest.raises(ArgumentError, match="was not imported"):
+        returning.original_of(parts.vision_model())
+
+    model, *_ = trained("llava", tmp_path)
+    model.vision_encoder.postprocess_projector_callback = AveragePool(size=2)
+    with pytest.raises(ArgumentError, match=r"vision_encoder.postprocess_projector_callback is AveragePool"):
+        returning.original_of(model)
+    model.vision_encoder.postprocess_projector_callback = None
+    model.vision_encoder.projector.projection = nn.Sequential(nn.Identity(), nn.GELU(), nn.Linear(16, 24))
+    with pytest.raises(ArgumentError, match=r"projection.0 is a Identity"):
+        returning.original_of(model)
+
+    both = {"vision": model.vision_encoder, "speech": ModalEncoderModule(parts.wav2vec2())}
+    larger = MultimodalModel(both, model.language_model)
+    larger.origin = model.origin
+    with pytest.raises(ArgumentError, match=r"encoders vision, speech.*'vision' only"):
+        returning.original_of(larger)
