@@ -103,6 +103,12 @@ def _tiled(model: Any, sizes: list[tuple[int, int]], **extra: Any) -> dict[str, 
     return {**arguments, "input_ids": _ids([counts[:2], counts[2:]])}
 
 
+def _images_of_many_sizes(model: Any) -> dict[str, Any]:
+    """Three images of 16 x 12, 8 x 16 and 12 x 12 pixels in one tensor, which the tower packs."""
+    sizes = torch.tensor([[16, 12], [8, 16], [12, 12]])
+    return {"input_ids": _ids([[12, 8], [9]]), "pixel_values": _pixels(3, 3, 16, 16), "image_sizes": sizes}
+
+
 def _next(model: Any) -> dict[str, Any]:
     return _tiled(model, [(40, 18), (30, 33), (11, 50)])
 
@@ -158,6 +164,19 @@ _IDS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id
 ORIGINALS: dict[str, Original] = {
     "llava": Original(
         {"model_type": "llava", **_LLAVA, "vision_feature_layer": -2}, "LlavaForConditionalGeneration", _whole_images
+    ),
+    "llava-pixtral": Original(
+        {
+            "model_type": "llava",
+            "vision_config": {"model_type": "pixtral", **_VISION, "image_size": 32},
+            "text_config": _LLAMA,
+            "image_token_id": IMAGE,
+            "vision_feature_layer": -1,
+            "vision_feature_select_strategy": "full",
+            "tie_word_embeddings": False,
+        },
+        "LlavaForConditionalGeneration",
+        _images_of_many_sizes,
     ),
     "llava-next": Original(
         {"model_type": "llava_next", **_LLAVA, "image_grid_pinpoints": _RESOLUTIONS},
