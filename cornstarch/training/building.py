@@ -59,7 +59,7 @@ def build_model(config: ModelConfig, template: str | None = None) -> tuple[Multi
         language_model = _language_model(config.language_model, tokenizer)
         encoders = {key: _encoder(key, encoder, language_model) for key, encoder in config.encoders.items()}
         processors = {key: _processor(config.encoders[key], encoder.module) for key, encoder in encoders.items()}
-        model = MultimodalModel(encoders, language_model)
+        model = MultimodalModel(encoders, language_model, _one(_built(config.preprocess_llm)))
         processor = MultimodalProcessor(processors, tokenizer, model)
     set_template(processor.llm_tokenizer, template)
     model.train()

@@ -209,11 +209,18 @@ class ModelConfig:
     """Modality key (vision, audio, ...) to encoder."""
     language_model: LanguageModelConfig | None = None
     """The language model."""
+    preprocess_llm: list[NamedConfig] = field(default_factory=list)
+    """Callbacks before the language model, by name, one after the other: rotary_positions, features_see_each_other."""
 
     def __post_init__(self) -> None:
         one = (self.path is None) != (self.language_model is None)
         _require(one, "path", "give `path`, or `language_model` (and `encoders`): one of them, not both or neither")
         _require(self.path is None or not self.encoders, "encoders", "a saved model (`path`) has encoders of its own")
+        _require(
+            self.path is None or not self.preprocess_llm,
+            "preprocess_llm",
+            "a saved model (`path`) has callbacks of its own",
+        )
         for key in self.encoders:
             if not key.isidentifier():
                 raise FieldError(("encoders", key), "a modality key names a submodule, so it must be an identifier")

@@ -1,30 +1,48 @@
 """The multimodal language model and its processor; files in the order of the data flow, see each first line."""
 
+from cornstarch.models.multimodal_language_model.anatomy import Features
 from cornstarch.models.multimodal_language_model.backbone import BackboneWithHead
 from cornstarch.models.multimodal_language_model.callbacks import (
     AveragePool,
     Chain,
+    MaskPaddedSounds,
     OutputHiddenStates,
     PixelShuffle,
     SelectFeatures,
 )
 from cornstarch.models.multimodal_language_model.configuration import MultimodalConfig, MultimodalProjectorConfig
 from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
+from cornstarch.models.multimodal_language_model.llm_callbacks import (
+    DeepFeatures,
+    FeaturesSeeEachOther,
+    OutputDeepFeatures,
+    RotaryPositions,
+)
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
 from cornstarch.models.multimodal_language_model.processing import MultimodalProcessor
 from cornstarch.models.multimodal_language_model.projector import MultimodalProjector
+from cornstarch.models.multimodal_language_model.tiles import JoinTiles, SplitTiles, UnpadImages
 
 __all__ = [
     "AveragePool",
     "BackboneWithHead",
     "Chain",
+    "DeepFeatures",
+    "Features",
+    "FeaturesSeeEachOther",
+    "JoinTiles",
+    "MaskPaddedSounds",
     "ModalEncoderModule",
     "MultimodalConfig",
     "MultimodalModel",
     "MultimodalProcessor",
     "MultimodalProjector",
     "MultimodalProjectorConfig",
+    "OutputDeepFeatures",
     "OutputHiddenStates",
     "PixelShuffle",
+    "RotaryPositions",
     "SelectFeatures",
+    "SplitTiles",
+    "UnpadImages",
 ]
