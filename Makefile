@@ -74,7 +74,7 @@ test-wheel: $(VENV)/.check
 	$(PIP) --python .venv-wheel/env/bin/python install --no-deps --no-index dist/*.whl
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > .venv-wheel/dependencies.pth
 	cp .venv-wheel/dependencies.pth $$(.venv-wheel/env/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/
-	cp -r tests examples docs README.md Makefile pyproject.toml .venv-wheel/
+	cp -r tests examples docs tools README.md Makefile pyproject.toml .venv-wheel/
 	cd .venv-wheel && OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 env/bin/python -m pytest -n $(WORKERS) -m "not slow" tests
 	rm -rf .venv-wheel
 

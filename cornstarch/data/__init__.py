@@ -10,7 +10,7 @@ from cornstarch.data.byte_level import byte_tokenizer
 from cornstarch.data.collation import Collator
 from cornstarch.data.conversations import TEMPLATES, render, set_template
 from cornstarch.data.digits import DigitsSource, Example, digit_questions
-from cornstarch.data.llava import LlavaSource
+from cornstarch.data.llava_json import LlavaSource
 from cornstarch.data.samples import Sample, Source
 
 __all__ = [
