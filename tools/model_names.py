@@ -1,7 +1,7 @@
 """Print the lines of the package that know a model's name: `python tools/model_names.py`.
 
-A line counts if its code (not its comments and docstrings) has a word that is a model type of transformers, or a class of
-one of its models. Files named after a model are listed too.
+A line counts if its code (not its comments and docstrings) has a word that is a model type of transformers, or a class
+of one of its models. Files named after a model are listed too.
 """
 
 import ast
