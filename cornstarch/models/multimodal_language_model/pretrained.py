@@ -25,13 +25,12 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save, get_class_from_dynamic_module
 
 from cornstarch import _files
 from cornstarch.errors import ArgumentError, CheckpointError, MissingFileError
-from cornstarch.models.multimodal_language_model import anatomy, callbacks, freezing, library, quantized
+from cornstarch.models.multimodal_language_model import anatomy, callbacks, freezing, library, quantized, weightless
 from cornstarch.models.multimodal_language_model.configuration import projector_config
 from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
@@ -192,19 +191,6 @@ def _describe_trainable(part: nn.Module) -> bool | list[str]:
     return [name for name, flag in flags.items() if flag]
 
 
-class _UnsetWeights(TorchFunctionMode):
-    """New weights are not drawn at random, which takes long for a large model. Holds for this thread alone.
-
-    Patching `torch.nn.init` instead (as `transformers.initialization.no_init_weights` does) would reach every thread,
-    and two threads that do so at once leave it patched for good.
-    """
-
-    _SKIPPED = frozenset({Tensor.normal_, Tensor.uniform_})
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func in self._SKIPPED else func(*args, **(kwargs or {}))
-
-
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
@@ -246,14 +232,13 @@ def _load(
         "trust_remote_code": trust_remote_code,
         "saved": _saved_elements(folder, description),
     }
-    with _UnsetWeights():  # every weight is read below
-        encoders = {
-            key: _build_encoder(key, entry, folder, custom_objects, options)
-            for key, entry in description["encoders"].items()
-        }
-        language_model = _build_part("language_model", description["language_model"], folder, custom_objects, options)
-        callback = _build_callback("preprocess_llm_callback", description["preprocess_llm_callback"], custom_objects)
-        model = cls(encoders, language_model, callback)
+    encoders = {
+        key: _build_encoder(key, entry, folder, custom_objects, options)
+        for key, entry in description["encoders"].items()
+    }
+    language_model = _build_part("language_model", description["language_model"], folder, custom_objects, options)
+    callback = _build_callback("preprocess_llm_callback", description["preprocess_llm_callback"], custom_objects)
+    model = cls(encoders, language_model, callback)
     _read_weights(model, folder, description, wanted)
     model.origin = description.get("origin")
     if description["modality_token_ids"]:
@@ -296,7 +281,8 @@ def _build_encoder(
     projector = custom_objects.get(f"{place}.projector")
     if projector is None:
         config = projector_config(entry["projector"])
-        projector = MultimodalProjector(config).to(options["dtype"] or _dtype(entry["projector_dtype"]))
+        dtype = options["dtype"] or _dtype(entry["projector_dtype"])
+        projector = weightless.make(lambda: MultimodalProjector(config).to(dtype))
     return ModalEncoderModule(
         _build_part(place, entry, folder, custom_objects, options, custom=f"{place}.module"),
         projector,
@@ -346,27 +332,39 @@ def _build_part(
 ) -> nn.Module:
     """An encoder or a language model without its weights, adapters in place."""
     part = custom_objects.get(custom or place)
-    if part is None:
-        cls = _part_class(place, entry, folder, options["trust_remote_code"])
-        library.read_json(folder / place / "config.json")  # without the file, defaults would be taken for it
-        config = cls.config_class.from_pretrained(folder / place)
-        _check_size(cls, config, entry, folder / place, options["saved"], f"{custom or place}.")
-        attention = options["attn_implementation"]
-        extra = {} if attention is None else {"attn_implementation": attention}
-        part = cls._from_config(config, dtype=options["dtype"] or _dtype(entry["dtype"]), **extra)
-        for name in entry["left_out"]:
-            owner, _, leaf = name.rpartition(".")
-            setattr(part.get_submodule(owner), leaf, None)
-        if (folder / place / "generation_config.json").is_file():
-            part.generation_config = GenerationConfig.from_pretrained(folder / place)
-    if entry["adapters"]:
-        part = freezing.wrap(
-            part,
-            _adapter_folders(folder / place, entry["adapters"]),
-            entry["active_adapters"],
-            entry["adapters_inside"],
-        )
+    if part is not None:
+        return _adapted(part, entry, folder / place)
+    cls = _part_class(place, entry, folder, options["trust_remote_code"])
+    library.read_json(folder / place / "config.json")  # without the file, defaults would be taken for it
+    config = cls.config_class.from_pretrained(folder / place)
+    _check_size(cls, config, entry, folder / place, options["saved"], f"{custom or place}.")
+    _adapter_folders(folder / place, entry["adapters"])  # refuses names that are none
+
+    def build() -> nn.Module:
+        return _adapted(_part_of(cls, copy.deepcopy(config), entry, folder / place, options), entry, folder / place)
+
+    return weightless.make(build)
+
+
+def _part_of(cls: Any, config: Any, entry: Mapping[str, Any], folder: Path, options: Mapping[str, Any]) -> nn.Module:
+    """A Hugging Face model of the class, as it was saved but for its weights."""
+    attention = options["attn_implementation"]
+    extra = {} if attention is None else {"attn_implementation": attention}
+    part = cls._from_config(config, dtype=options["dtype"] or _dtype(entry["dtype"]), **extra)
+    for name in entry["left_out"]:
+        owner, _, leaf = name.rpartition(".")
+        setattr(part.get_submodule(owner), leaf, None)
+    if (folder / "generation_config.json").is_file():
+        part.generation_config = GenerationConfig.from_pretrained(folder)
     return part  # type: ignore[no-any-return]
+
+
+def _adapted(part: nn.Module, entry: Mapping[str, Any], folder: Path) -> nn.Module:
+    """A part with its adapters in place."""
+    if not entry["adapters"]:
+        return part
+    adapters = _adapter_folders(folder, entry["adapters"])
+    return freezing.wrap(part, adapters, entry["active_adapters"], entry["adapters_inside"])
 
 
 def _check_adapter_name(name: str) -> None:
@@ -406,7 +404,7 @@ def _read_weights(
     expected = set(model.state_dict())
     seen: set[str] = set()
     for path in _weight_files(folder, description["weight_files"]):
-        tensors = _read_tensors(path, dtype)
+        tensors = {name: _copied(tensor, dtype) for name, tensor in _mapped_tensors(path)}
         strange = sorted(tensors.keys() - expected)
         if strange:
             raise CheckpointError(
@@ -446,7 +444,7 @@ def load_weights(model: MultimodalModel, directory: Path) -> None:
     places = model.state_dict().keys()
     seen: set[str] = set()
     for path in _weight_files(folder, description["weight_files"]):
-        for name, value in _read_tensors(path, None).items():
+        for name, value in _mapped_tensors(path):
             seen.add(name)
             target = mine.get(name)
             if target is None or (target.is_floating_point() and target.shape != value.shape):
@@ -471,10 +469,11 @@ def _weight_files(folder: Path, names: list[str]) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _read_tensors(path: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
+def _mapped_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Names and values of a file's tensors, mapped from it: to be copied, for the file may not stay as it is."""
     with _opened(path) as file:
-        # Copies: what the file gives is mapped from it, at addresses that change what a matrix product rounds to.
-        return {name: _copied(file.get_tensor(name), dtype) for name in file.keys()}  # noqa: SIM118 - no mapping
+        for name in file.keys():  # noqa: SIM118 - no mapping
+            yield name, file.get_tensor(name)
 
 
 @contextmanager
@@ -489,4 +488,5 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _copied(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A copy in memory of its own: where a file is mapped, addresses change what a matrix product rounds to."""
     return tensor.to(dtype if tensor.is_floating_point() else None, copy=True)
