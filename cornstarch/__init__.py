@@ -19,6 +19,7 @@ from cornstarch.errors import (
 from cornstarch.models.multimodal_language_model import (
     AveragePool,
     Chain,
+    Exported,
     ModalEncoderModule,
     MultimodalConfig,
     MultimodalModel,
@@ -27,6 +28,7 @@ from cornstarch.models.multimodal_language_model import (
     MultimodalProjectorConfig,
     OutputHiddenStates,
     SelectFeatures,
+    export_to_hf,
 )
 from cornstarch.pipeline_template import PipelineTemplate
 from cornstarch.version import __version__
@@ -115,6 +117,7 @@ __all__ = [
     "Evaluation",
     "EvaluationConfig",
     "Example",
+    "Exported",
     "GroupConfig",
     "LanguageModelConfig",
     "LlavaConfig",
@@ -158,6 +161,7 @@ __all__ = [
     "choose",
     "digit_questions",
     "evaluate",
+    "export_to_hf",
     "first_samples",
     "load_run",
     "make_optimizer",

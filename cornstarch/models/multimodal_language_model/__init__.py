@@ -3,6 +3,7 @@
 from cornstarch.models.multimodal_language_model.callbacks import AveragePool, Chain, OutputHiddenStates, SelectFeatures
 from cornstarch.models.multimodal_language_model.configuration import MultimodalConfig, MultimodalProjectorConfig
 from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
+from cornstarch.models.multimodal_language_model.exporting import Exported, export_to_hf
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
 from cornstarch.models.multimodal_language_model.processing import MultimodalProcessor
 from cornstarch.models.multimodal_language_model.projector import MultimodalProjector
@@ -10,6 +11,7 @@ from cornstarch.models.multimodal_language_model.projector import MultimodalProj
 __all__ = [
     "AveragePool",
     "Chain",
+    "Exported",
     "ModalEncoderModule",
     "MultimodalConfig",
     "MultimodalModel",
@@ -18,4 +20,5 @@ __all__ = [
     "MultimodalProjectorConfig",
     "OutputHiddenStates",
     "SelectFeatures",
+    "export_to_hf",
 ]

@@ -5,6 +5,7 @@ nowhere else, so whatever changes them (PEFT, a user's loop, a loaded checkpoint
 """
 
 import sys
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -199,10 +200,12 @@ def merged(part: nn.Module) -> nn.Module:
         for name, weight in list(base.named_parameters(recurse=False)):
             setattr(base, name, nn.Parameter(weight.detach().clone(), requires_grad=False))
     try:
-        while unwrap(part) is not part:
-            inner: Any = part._modules.get("_orig_mod", part)
-            part = inner.merge_and_unload(safe_merge=True) if inner is part else inner
-        return _merged_inside(part)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of ties, which were dissolved above
+            while unwrap(part) is not part:
+                inner: Any = part._modules.get("_orig_mod", part)
+                part = inner.merge_and_unload(safe_merge=True) if inner is part else inner
+            return _merged_inside(part)
     except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
         kinds = ", ".join(sorted(adapter_kinds(part))) or "PEFT"
         raise ArgumentError(f"PEFT cannot merge adapters of kind {kinds}: {error}") from error
