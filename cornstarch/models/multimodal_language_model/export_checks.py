@@ -1,4 +1,4 @@
-"""6g. What is to be written against the model: logits of a small batch, then ids and pixels of the written processor."""
+"""6g. What is written against the model: logits of a small batch, then ids and pixels of the processors."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,8 +47,8 @@ def probe_inputs(processor: MultimodalProcessor, key: str) -> list[dict[str, Any
         more = sorted(set(batch) - {"input_ids", "attention_mask", "pixel_values"})
         if more:
             raise ArgumentError(
-                f"modality {key!r}: its encoder takes {', '.join(more)} beside pixel_values (images of different sizes, "
-                "packed or padded), for which this format has no counterpart"
+                f"modality {key!r}: its encoder takes {', '.join(more)} beside pixel_values (images of different "
+                "sizes, packed or padded), for which this format has no counterpart"
             )
         found.append(dict(batch))
     return found
@@ -99,8 +99,8 @@ def check_model(reference: MultimodalModel, shell: Any, processor: MultimodalPro
         bound = _ROUNDING.get(anatomy.parameter_dtype(reference) or torch.float32, 1e-4)
         if not difference <= bound:
             raise ArgumentError(
-                f"the logits of the {kind} checkpoint would differ from the model's on {what}, by {difference:.3g} of the "
-                f"largest (rounding is up to {bound:.0e}). {_reason(reference, shell, batch, key)}"
+                f"the logits of the {kind} checkpoint would differ from the model's on {what}, by {difference:.3g} of "
+                f"the largest (rounding is up to {bound:.0e}). {_reason(reference, shell, batch, key, bound)}"
             )
         worst = max(worst, difference)
     return worst
@@ -142,7 +142,7 @@ def _run(shell: Any, batch: Mapping[str, Tensor], kind: str, what: str) -> Any:
         ) from error
 
 
-def _reason(reference: MultimodalModel, shell: Any, batch: Mapping[str, Tensor], key: str) -> str:
+def _reason(reference: MultimodalModel, shell: Any, batch: Mapping[str, Tensor], key: str, bound: float) -> str:
     """Where the difference comes from, as far as it can be told."""
     encoder = reference._modal_encoders[key]
     with torch.no_grad():
@@ -152,14 +152,16 @@ def _reason(reference: MultimodalModel, shell: Any, batch: Mapping[str, Tensor],
             found = shell.get_image_features(pixels.to(shell.dtype), return_dict=True).pooler_output
             pairs = list(zip(expected, found, strict=False))
             if any(ours.shape != theirs.shape for ours, theirs in pairs):
-                return f"The features of an image have shape {tuple(found[0].shape)} instead of {tuple(expected[0].shape)}."
+                shapes_of = [tuple(rows[0].shape) for rows in (found, expected)]
+                return f"The features of an image have shape {shapes_of[0]} instead of {shapes_of[1]}."
             largest = max(float((ours - theirs).abs().max()) for ours, theirs in pairs)
-            if largest > 1e-3 * max(float(ours.abs().max()) for ours in expected):
+            if largest > bound * max(float(ours.abs().max()) for ours in expected):
                 return f"The features of the images differ already, by {largest:.3g}."
     name = type(reference.language_model).__name__
     return (
-        f"The features of images are not why: in the checkpoint logits are the product of the backbone's last hidden state and the head; {name} does more to "
-        "them (a soft-cap, a scale, a bias), or runs its backbone with other arguments."
+        "The features of images are not why: in the checkpoint logits are the product of the backbone's last hidden "
+        f"state and the head; {name} does more to them (a soft-cap, a scale, a bias), or runs its backbone with other "
+        "arguments."
     )
 
 
@@ -203,7 +205,7 @@ def _compare_chats(processor: MultimodalProcessor, theirs: Any, kind: str) -> No
     first, _, third = probe_images()
     media = [{"type": "image", "image": first}, {"type": "image", "image": third}]
     said = ["What is this?", "Noise.", "And this?"]
-    turns = [
+    turns: list[dict[str, Any]] = [
         {"role": "user", "content": [media[0], {"type": "text", "text": said[0]}]},
         {"role": "assistant", "content": [{"type": "text", "text": said[1]}]},
         {"role": "user", "content": [{"type": "text", "text": said[2]}, media[1]]},
@@ -233,14 +235,14 @@ def _compare(processor: MultimodalProcessor, theirs: Any, ours: BatchFeature, fo
         read = [processor.decode(batch["input_ids"][0].tolist())[:200] for batch in (ours, found)]
         raise ArgumentError(
             f"the processor of the {kind} checkpoint makes other ids of {what} ({read[1]!r}) than the model's "
-            f"({read[0]!r}). If it puts special tokens around what a chat template wrote, the template must begin with the "
-            "tokenizer's bos_token, or the tokenizer must add none"
+            f"({read[0]!r}). If it puts special tokens around what a chat template wrote, the template must begin with "
+            "the tokenizer's bos_token, or the tokenizer must add none"
         )
     mine = processor.encoder_processors[image_key(processor)]
     same = type(mine) is type(theirs.image_processor)
     difference = float((ours["pixel_values"] - found["pixel_values"]).abs().max())
     if not difference <= (_PIXELS if same else _OTHER_BACKEND):
         raise ArgumentError(
-            f"the image processor of the {kind} checkpoint ({type(theirs.image_processor).__name__}) makes other pixels of "
-            f"an image than the model's ({type(mine).__name__}): they differ by {difference:.3g}"
+            f"the image processor of the {kind} checkpoint ({type(theirs.image_processor).__name__}) makes other "
+            f"pixels of an image than the model's ({type(mine).__name__}): they differ by {difference:.3g}"
         )

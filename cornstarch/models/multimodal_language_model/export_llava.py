@@ -34,7 +34,7 @@ _TIED = "embed_tokens.weight"  # of the backbone; what LLaVA can tie its head to
 
 
 class _Selection(NamedTuple):
-    """Which rows of the tower the projector gets: layers as Hugging Face counts them, and how many rows are left out."""
+    """Which rows of the tower the projector gets: layers as Hugging Face counts them, and how many are left out."""
 
     layers: tuple[int, ...]
     skip_first: int
@@ -92,7 +92,8 @@ def shell(model: MultimodalModel, processor: MultimodalProcessor) -> shells.Shel
     llava.model.multi_modal_projector.linear_2 = projection.second
     llava.lm_head = head
     shells.check_weights(llava, expected, "llava")
-    llava.generation_config = _generation_config(language_model, processor, config, token_id)
+    own = getattr(language_model, "generation_config", None) or llava.generation_config
+    llava.generation_config = _generation_config(own, processor, config, token_id)
     if getattr(tower.config, "tie_last_hidden_states", None):
         notes.append(
             "The vision tower's last hidden state is taken behind its final norm (`tie_last_hidden_states`), which old "
@@ -118,8 +119,8 @@ def _only_encoder(model: MultimodalModel) -> tuple[str, ModalEncoderModule]:
         )
     if encoder.postprocess_projector_callback is not None:
         raise ArgumentError(
-            f"modality {key!r}: postprocess_projector_callback has no counterpart in LLaVA: what its projector gives goes "
-            "to the language model as it is"
+            f"modality {key!r}: postprocess_projector_callback has no counterpart in LLaVA: what its projector gives "
+            "goes to the language model as it is"
         )
     wanted = anatomy.main_input_name(encoder.module)
     if wanted != "pixel_values":
@@ -136,14 +137,14 @@ def _selection(key: str, encoder: ModalEncoderModule, pixels: Tensor) -> _Select
         own = callbacks.describe(strange[0]) is None
         name = "a callback of the caller's own" if own else type(strange[0]).__name__
         raise ArgumentError(
-            f"modality {key!r}: {name} has no counterpart in LLaVA, whose projector gets every row of chosen layers, but "
-            "for the first: at most OutputHiddenStates before the encoder and one SelectFeatures behind it"
+            f"modality {key!r}: {name} has no counterpart in LLaVA, whose projector gets every row of chosen layers, "
+            "but for the first: at most OutputHiddenStates before the encoder and one SelectFeatures behind it"
         )
     chosen = behind[0] if behind else SelectFeatures()
     if chosen.skip_first not in (0, 1):
         raise ArgumentError(
-            f"modality {key!r}: SelectFeatures(skip_first={chosen.skip_first}) has no counterpart in LLaVA, which leaves "
-            "out the first row or none"
+            f"modality {key!r}: SelectFeatures(skip_first={chosen.skip_first}) has no counterpart in LLaVA, which "
+            "leaves out the first row or none"
         )
     if chosen.layers is not None:
         return _Selection(chosen.layers, chosen.skip_first)
@@ -189,7 +190,7 @@ def _projection(encoder: ModalEncoderModule) -> _Projection:
     inner = projector.projection
     if type(inner) is nn.Linear:
         return _Projection(inner, _identity(inner), "linear")
-    stages = list(inner) if type(inner) is nn.Sequential else []
+    stages: list[Any] = list(inner) if type(inner) is nn.Sequential else []
     if len(stages) != 3 or [type(stage) is nn.Linear for stage in stages] != [True, False, True]:
         raise ArgumentError(
             f"the projector is a {type(inner).__name__}"
@@ -224,7 +225,7 @@ def _activation_name(activation: nn.Module, stated: str | None) -> str:
                 try:
                     found = ACT2FN[name]
                     if not any(True for _ in found.parameters()) and torch.allclose(found(points), wanted, atol=1e-7):
-                        return name
+                        return str(name)
                 except Exception:  # activations that need an optional package, or other arguments
                     continue
     raise ArgumentError(f"the projector's activation {type(activation).__name__} is none that transformers has by name")
@@ -238,11 +239,11 @@ def _head(language_model: Any) -> nn.Linear:
     backbone = language_model.base_model
     if backbone is language_model or not isinstance(head, nn.Linear):
         raise ArgumentError(
-            f"{type(language_model).__name__} is not a backbone with a linear head behind it, as LLaVA's language model is"
+            f"{type(language_model).__name__} is no backbone with a linear head behind it, as LLaVA's language model is"
         )
     if head.bias is not None:
         raise ArgumentError(
-            f"the head of {type(language_model).__name__} has a bias, the one of a LLaVA has none; its logits would differ"
+            f"the head of {type(language_model).__name__} has a bias, the one of a LLaVA has none: logits would differ"
         )
     return head
 
@@ -262,7 +263,7 @@ def _settle_ties(language_model: Any, head: nn.Linear, tied: bool) -> list[str]:
 def _make_room(language_model: Any, head: nn.Linear, token_id: int) -> list[str]:
     """Rows up to the images' id in the embedding table and the head, which the format looks ids up in."""
     table = language_model.get_input_embeddings()
-    rows = table.weight.shape[0]
+    rows = int(table.weight.shape[0])
     if token_id < rows:
         return []
     tied = head.weight is table.weight
@@ -273,8 +274,8 @@ def _make_room(language_model: Any, head: nn.Linear, token_id: int) -> list[str]
     table.num_embeddings = token_id + 1
     new = f"row {token_id} was" if token_id == rows else f"rows {rows} to {token_id} were"
     return [
-        f"The vocabulary had no row for the id {token_id} of an image: {new} added to the embedding table and the head, "
-        "with zeros, and is never generated (`suppress_tokens` in generation_config.json)."
+        f"The vocabulary had no row for the id {token_id} of an image: {new} added to the embedding table and the "
+        "head, with zeros, and is never generated (`suppress_tokens` in generation_config.json)."
     ]
 
 
@@ -302,9 +303,9 @@ def _config(tower: Any, language_model: Any, head: nn.Linear, token_id: int) -> 
         raise ArgumentError(f"transformers cannot make a LLaVA of these parts: {error}") from error
 
 
-def _generation_config(language_model: Any, processor: MultimodalProcessor, config: LlavaConfig, token_id: int) -> Any:
-    """The language model's own, which ends answers where the chat template does and never gives a row that was added."""
-    made = copy.deepcopy(language_model.generation_config)
+def _generation_config(own: Any, processor: MultimodalProcessor, config: LlavaConfig, token_id: int) -> Any:
+    """The language model's own, which ends answers where the chat template does, and gives no id that was added."""
+    made = copy.deepcopy(own)
     made._from_model_config = False  # or loading may make it anew from the config, which knows of no such ids
     known = made.eos_token_id
     ends = set(known if isinstance(known, list) else [] if known is None else [known])
@@ -313,7 +314,7 @@ def _generation_config(language_model: Any, processor: MultimodalProcessor, conf
         made.eos_token_id = sorted({*ends, end}) if ends else end
     if made.pad_token_id is None:
         made.pad_token_id = processor.llm_tokenizer.pad_token_id
-    added = range(processor._model.get_input_embeddings().weight.shape[0], config.text_config.vocab_size)
+    added = range(anatomy.vocabulary_size(processor._model.language_model), config.text_config.vocab_size)
     if len(added):
         made.suppress_tokens = sorted({*(made.suppress_tokens or []), *added})
     return made
@@ -326,8 +327,8 @@ def _check_processor(key: str, processor: MultimodalProcessor) -> None:
     found = processor.encoder_processors.get(key)
     if not isinstance(found, ImageProcessingMixin) or not library.is_found(type(found)):
         raise ArgumentError(
-            f"modality {key!r}: its processor is {'missing' if found is None else f'a {type(found).__name__}'}; AutoProcessor "
-            "loads image processors of transformers"
+            f"modality {key!r}: its processor is {'missing' if found is None else f'a {type(found).__name__}'}; "
+            "AutoProcessor loads image processors of transformers"
         )
     if processor.media_arguments[key][0] != "images":
         raise ArgumentError(
@@ -346,19 +347,16 @@ def _processor(
             f"modality {key!r}: LLaVA's processor counts positions by square patches, and the encoder's config states "
             f"patch_size {patch!r}"
         )
-    further = set()
+    further, counted = set(), []
     for batch in inputs:
         height, width = batch["pixel_values"].shape[-2:]
         positions = int((batch["input_ids"] == processor.token_ids[key]).sum())
         further.add(positions + (strategy == "default") - (height // patch) * (width // patch))
+        counted.append(f"{positions} for {height} by {width}")
     if len(further) != 1 or min(further) < 0:
-        found = ", ".join(
-            f"{int((batch['input_ids'] == processor.token_ids[key]).sum())} for {tuple(batch['pixel_values'].shape[-2:])}"
-            for batch in inputs
-        )
         raise ArgumentError(
-            f"modality {key!r}: LLaVA's processor gives an image a position for every patch of {patch} by {patch} pixels "
-            f"and some for all; this model has positions {found} pixels"
+            f"modality {key!r}: LLaVA's processor gives an image a position for every patch of {patch} by {patch} "
+            f"pixels and some for all; this model has positions {', '.join(counted)} pixels"
         )
     tokenizer, mark = copy.deepcopy(processor.llm_tokenizer), processor.tokens[key]
     types = processor.media_arguments[key][1]
@@ -377,7 +375,7 @@ def _processor(
     )
     if made.image_token != mark:
         raise ArgumentError(
-            f"the tokenizer has an image token of its own, {made.image_token!r}, which LLaVA's processor would take for "
-            f"{mark!r}: make the processor with predefined_tokens={{{key!r}: {made.image_token!r}}}"
+            f"the tokenizer has an image token of its own, {made.image_token!r}, which LLaVA's processor would take "
+            f"for {mark!r}: make the processor with predefined_tokens={{{key!r}: {made.image_token!r}}}"
         )
     return made

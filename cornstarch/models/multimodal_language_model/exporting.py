@@ -92,7 +92,7 @@ def export_to_hf(
         ArgumentError: if something has no counterpart in the format, with the reason; if what is to be written differs
             from the model, with the largest difference; or if files of others are in the way.
     """
-    name = format or _format_of(model)
+    name, target = format or _format_of(model), Path(directory)
     if name not in FORMATS:
         raise ArgumentError(f"unknown format {name!r}; known formats: {', '.join(FORMATS)}")
     if processor.token_ids != model.modality_token_ids:
@@ -100,15 +100,13 @@ def export_to_hf(
             f"the processor marks inputs with the ids {processor.token_ids}, the model expects "
             f"{model.modality_token_ids}: give the processor that was made for this model"
         )
+    _check_free(target, ["config.json"])  # what else there will be shows once it is written
     _check_parts(model, merge_adapters)
     weights = shells.written(model, _dtype(model, dtype))
     reference, copy = shells.replica(model, weights), shells.replica(model, weights)
     shells.make_plain(copy)
     shell = FORMATS[name](copy, processor)
     difference = export_checks.check_model(reference, shell.model, processor, name) if verify else None
-    target = Path(directory)
-    if target.exists() and not target.is_dir():
-        raise ArgumentError(f"{target} is a file; choose a folder")
     with _files.replacing(target, "export", main="config.json") as folder:
         _save(shell, folder, max_shard_size)
         card = model_card.write(
@@ -124,18 +122,25 @@ def export_to_hf(
         (folder / "README.md").write_text(card, encoding="utf-8")
         if verify:
             export_checks.check_processor(processor, shell.model, folder, name)
-        in_the_way = _files.strangers(target, "export", [path.name for path in folder.iterdir()])
-        if in_the_way:
-            raise ArgumentError(
-                f"{target} holds files that are no former export and would be lost: {', '.join(in_the_way[:5])}; choose "
-                "another folder"
-            )
+        _check_free(target, [path.name for path in folder.iterdir()])
     return Exported(directory=target, format=name, difference=difference, notes=shell.notes)
 
 
 def _format_of(model: MultimodalModel) -> str:
     found = model_card.origin_of(model).get("format")
     return found if isinstance(found, str) and found in FORMATS else DEFAULT_FORMAT
+
+
+def _check_free(target: Path, names: Sequence[str]) -> None:
+    """Refuse to overwrite what is no former export."""
+    if target.exists() and not target.is_dir():
+        raise ArgumentError(f"{target} is a file; choose a folder")
+    in_the_way = _files.strangers(target, "export", names)
+    if in_the_way:
+        raise ArgumentError(
+            f"{target} holds files that are no former export and would be lost: {', '.join(in_the_way[:5])}; choose "
+            "another folder"
+        )
 
 
 def _check_parts(model: MultimodalModel, merge_adapters: bool) -> None:

@@ -195,8 +195,9 @@ def merged(part: nn.Module) -> nn.Module:
         raise ArgumentError(
             "its adapter puts learnt vectors before the text, which no weight can hold: it cannot be merged"
         )
-    for layer in [module for module in part.modules() if _is_tuner_layer(module) and not _is_training_wrapper(module)]:
-        base: Any = layer.get_base_layer()  # type: ignore[operator]
+    layers: list[Any] = [m for m in part.modules() if _is_tuner_layer(m) and not _is_training_wrapper(m)]
+    for layer in layers:
+        base = layer.get_base_layer()
         for name, weight in list(base.named_parameters(recurse=False)):
             setattr(base, name, nn.Parameter(weight.detach().clone(), requires_grad=False))
     try:
@@ -213,7 +214,7 @@ def merged(part: nn.Module) -> nn.Module:
 
 def _merged_inside(part: nn.Module) -> nn.Module:
     """The part with the layers that PEFT put in others' places, without a model around them, merged and gone."""
-    replaced = {}
+    replaced: dict[str, Any] = {}
     for place, module in part.named_modules():
         if _is_tuner_layer(module) and not any(place.startswith(f"{outer}.") for outer in replaced):
             layer: Any = module

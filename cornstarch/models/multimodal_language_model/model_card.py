@@ -57,7 +57,7 @@ def origins(model: MultimodalModel) -> list[str]:
     """The names on the hub of what a model is made of, as far as it knows them."""
     whole = origin_of(model).get("name_or_path")
     names = [whole, *(_origin(model, part) for part in model.parts)]
-    return list(dict.fromkeys(name for name in names if isinstance(name, str) and _is_on_the_hub(name)))
+    return list(dict.fromkeys(name for name in names if isinstance(name, str) and is_on_the_hub(name)))
 
 
 def _origin(model: MultimodalModel, part: str) -> str | None:
@@ -67,10 +67,11 @@ def _origin(model: MultimodalModel, part: str) -> str | None:
         return str(stated[part])
     config = getattr(freezing.unwrap(model.parts[part][0]), "config", None)
     found = getattr(config, "_name_or_path", None)
-    return found if isinstance(found, str) and _is_on_the_hub(found) else None
+    return found if isinstance(found, str) and is_on_the_hub(found) else None
 
 
-def _is_on_the_hub(name: str) -> bool:
+def is_on_the_hub(name: str) -> bool:
+    """Whether a name can be one on the hub, and is no folder on this machine."""
     return _ON_THE_HUB.fullmatch(name) is not None and not os.path.exists(name)
 
 

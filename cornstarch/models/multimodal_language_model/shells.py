@@ -48,9 +48,10 @@ def replica(model: MultimodalModel, weights: dict[int, Tensor]) -> MultimodalMod
         ArgumentError: if something in it cannot be copied.
     """
     try:
-        return copy.deepcopy(model, dict(weights)).eval()
+        made: MultimodalModel = copy.deepcopy(model, dict(weights)).eval()
     except Exception as error:  # objects of the caller's own, with whatever they hold
         raise ArgumentError(f"the model cannot be exported, as something in it cannot be copied: {error}") from error
+    return made
 
 
 def written(model: MultimodalModel, dtype: torch.dtype | None) -> dict[int, Tensor]:
