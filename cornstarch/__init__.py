@@ -21,6 +21,7 @@ from cornstarch.models.multimodal_language_model import (
     BackboneWithHead,
     Chain,
     DeepFeatures,
+    Exported,
     Features,
     FeaturesSeeEachOther,
     JoinTiles,
@@ -38,6 +39,7 @@ from cornstarch.models.multimodal_language_model import (
     SelectFeatures,
     SplitTiles,
     UnpadImages,
+    export_to_hf,
 )
 from cornstarch.pipeline_template import PipelineTemplate
 from cornstarch.version import __version__
@@ -128,6 +130,7 @@ __all__ = [
     "Evaluation",
     "EvaluationConfig",
     "Example",
+    "Exported",
     "Features",
     "FeaturesSeeEachOther",
     "GroupConfig",
@@ -180,6 +183,7 @@ __all__ = [
     "choose",
     "digit_questions",
     "evaluate",
+    "export_to_hf",
     "first_samples",
     "load_run",
     "make_optimizer",

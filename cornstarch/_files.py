@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -91,24 +91,31 @@ def _generation(directory: Path, kind: str, main: str) -> tuple[Path, Any]:
     return folder, (status.st_ino, status.st_mtime_ns)
 
 
+def strangers(directory: Path, kind: str, names: Iterable[str]) -> list[str]:
+    """Which of `names` in a folder are files of others, that replacing the files of `kind` by such would overwrite."""
+    return sorted(name for name in set(names) - _listed(directory, kind) if (directory / name).exists())
+
+
 @contextmanager
-def replacing(directory: Path, kind: str) -> Iterator[Path]:
+def replacing(directory: Path, kind: str, main: str | None = None) -> Iterator[Path]:
     """Replace the files of `kind` in `directory` by what is written into the folder this yields.
 
     Args:
         directory: where the files belong; made if it is not there. Other files in it are left alone.
         kind: a short name that tells apart several sets in one folder (`model`, `processor`).
+        main: for sets that others read who do not know of committed folders: a file without which they read nothing.
+            It is gone while the others change places.
 
     Yields:
         An empty folder to write into. If the block raises, the former set stays and the folder is removed.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with _alone(directory):
-        yield from _replace(directory, kind)
+        yield from _replace(directory, kind, main)
 
 
-def _replace(directory: Path, kind: str) -> Iterator[Path]:
-    _settle(directory, kind)
+def _replace(directory: Path, kind: str, main: str | None) -> Iterator[Path]:
+    _settle(directory, kind, main)
     for leftover in directory.glob(f".{kind}-writing-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{kind}-writing-", dir=directory))
@@ -123,7 +130,7 @@ def _replace(directory: Path, kind: str) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
         raise
     flush(directory)
-    _settle(directory, kind)
+    _settle(directory, kind, main)
 
 
 @contextmanager
@@ -140,31 +147,41 @@ def _alone(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _settle(directory: Path, kind: str) -> None:
+def _settle(directory: Path, kind: str, main: str | None) -> None:
     """Put the files of a committed set in their places; safe to repeat after an interruption at any point."""
     committed = _committed(directory, kind)
     if not committed.is_dir():
         return
     former = _listed(directory, kind)
     new = {path.relative_to(committed).as_posix() for path in committed.rglob("*") if path.is_file()}
-    for name in sorted(new, key=lambda name: name == _listing(directory, kind).name):
-        target = directory / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.{kind}-new")
-        aside.unlink(missing_ok=True)
-        try:
-            os.link(committed / name, aside)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(committed / name, aside)
-        os.replace(aside, target)
+    last = [name for name in (main, _listing(directory, kind).name) if name in new]
+    if main is not None:
+        (directory / main).unlink(missing_ok=True)
+        flush(directory)
+    for name in sorted(new - set(last)):
+        _place(committed / name, directory / name, kind)
     for name in former - new:
         with suppress(OSError, ValueError):
             if (directory / name).parent.resolve().is_relative_to(directory.resolve()):
                 (directory / name).unlink()
+    for name in last:
+        _place(committed / name, directory / name, kind)
     # The committed folder counts as long as it bears its name, so it loses the name before it loses a file.
     done = Path(tempfile.mkdtemp(prefix=f".{kind}-writing-", dir=directory))
     committed.rename(done / "done")
     shutil.rmtree(done, ignore_errors=True)
+
+
+def _place(file: Path, target: Path, kind: str) -> None:
+    """Put a committed file in its place; whoever reads it meanwhile has the former or the new one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{kind}-new")
+    aside.unlink(missing_ok=True)
+    try:
+        os.link(file, aside)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(file, aside)
+    os.replace(aside, target)
 
 
 def flush(path: Path) -> None:

@@ -92,6 +92,37 @@ def test_killed_at_any_point(tmp_path: Path, call: str, nth: int) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [".set-files.json"]
 
 
+def write_for_others(folder: Path, generation: str, names: tuple[str, ...]) -> None:
+    with _files.replacing(folder, "set", main="main.txt") as staging:
+        for name in ("main.txt", *names):
+            (staging / name).write_text(generation)
+
+
+@pytest.mark.parametrize("call", ["replace", "unlink", "link", "rmtree"])
+@pytest.mark.parametrize("nth", [0, 1, 2, 3])
+def test_killed_while_others_read(tmp_path: Path, call: str, nth: int) -> None:
+    """Who reads the files in their places, and nothing without the main one, finds one whole set or none at all."""
+    write_for_others(tmp_path, "one", ("a.txt", "b.txt", "old.txt"))
+    child = os.fork()
+    if child == 0:
+        end_at(call, nth)
+        write_for_others(tmp_path, "two", ("a.txt", "b.txt"))
+        os._exit(0)
+    os.waitpid(child, 0)
+    if (tmp_path / "main.txt").exists():
+        found = {path.name: path.read_text() for path in tmp_path.glob("*.txt")}
+        one = dict.fromkeys(("main.txt", "a.txt", "b.txt", "old.txt"), "one")
+        assert found in (one, dict.fromkeys(("main.txt", "a.txt", "b.txt"), "two"))
+    write_for_others(tmp_path, "three", ("a.txt",))
+    assert {path.name: path.read_text() for path in tmp_path.glob("*.txt")} == {"main.txt": "three", "a.txt": "three"}
+
+
+def test_files_of_others_are_known(tmp_path: Path) -> None:
+    write(tmp_path, "one")
+    (tmp_path / "mine.txt").write_text("mine")
+    assert _files.strangers(tmp_path, "set", ["a.txt", "mine.txt", "new.txt"]) == ["mine.txt"]
+
+
 def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system that has none."""
 

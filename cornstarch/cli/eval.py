@@ -7,7 +7,7 @@ from pathlib import Path
 from cornstarch.cli.arguments import parser
 from cornstarch.data import Collator, first_samples, set_template
 from cornstarch.errors import ArgumentError
-from cornstarch.training import building
+from cornstarch.training import building, provenance
 from cornstarch.training.devices import autocast, pick_device
 from cornstarch.training.evaluation import evaluate, is_right
 from cornstarch.training.folder import write_whole
@@ -68,7 +68,7 @@ def find_config(model: Path) -> Path:
     Raises:
         ArgumentError: if there is none.
     """
-    for folder in (model, *list(model.resolve().parents)[:3]):
-        if (folder / "config.yaml").is_file():
-            return folder / "config.yaml"
+    run = provenance.find_run(model)
+    if run is not None:
+        return run.config
     raise ArgumentError(f"{model} belongs to no run whose config.yaml says what to check it on: pass --config FILE")

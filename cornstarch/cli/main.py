@@ -12,6 +12,7 @@ COMMANDS = {
     "eval": "check a trained model: its loss, and how many answers are exactly right",
     "generate": "have a model answer",
     "info": "what a model is made of",
+    "export": "write a model as a checkpoint that plain transformers loads",
 }
 
 

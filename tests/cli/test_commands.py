@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cornstarch import (
     Collator,
@@ -163,6 +165,37 @@ def test_info(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["marks"] == {"vision": {"mark": "<vision>", "id": 259}}
 
 
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+def test_export(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """From the run, its model and its checkpoint alike; the answer of plain transformers is that of `generate`."""
+    question = ["--prompt", "Which digit?", "--image", run.parent / "0.png", "--max-new-tokens", 8]
+    expected = shown(capsys, "generate", run, *question)[0].strip()
+    for number, place in enumerate((run, run / "model", run / "checkpoints" / "step-6")):
+        folder = tmp_path / str(number)
+        out, _ = shown(capsys, "export", place, folder, "--license", "mit", "--base-model", "a/b", "--dataset", "c/d")
+        assert out.startswith(f"{folder}: format llava, logits differ by ")
+        assert "never generated" in out
+        model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+        content = [{"type": "image", "image": str(run.parent / "0.png")}, {"type": "text", "text": "Which digit?"}]
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        generated = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+        answer = processor.decode(generated[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert answer.strip() == expected
+        card = (folder / "README.md").read_text()
+        front = yaml.safe_load(card.split("---\n")[1])
+        assert (front["license"], front["base_model"], front["datasets"]) == ("mit", ["a/b"], ["c/d"])
+        assert "- 6 steps of " in card
+        assert "the handwritten digits of scikit-learn" in card
+        assert "eval_loss" in card
+    out, _ = shown(capsys, "export", run, tmp_path / "0", "--no-verify", "--dtype", "bfloat16", "--format", "llava")
+    assert "not compared with the model" in out
+    assert AutoModelForImageTextToText.from_pretrained(tmp_path / "0").dtype is torch.bfloat16
+
+
 # --- mistakes ---------------------------------------------------------------------------------------------------------
 
 
@@ -183,6 +216,8 @@ def test_info(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["generate", "RUN", "--input", "a", "--image", "b"], "go with --prompt"),
         (["eval", "RUN", "--output", "a", "--evaluation.generate", "false"], "there are none"),
         (["info", "."], "holds no model"),
+        (["export", "nowhere", "out"], "there is no folder nowhere"),
+        (["export", "RUN", "RUN/model"], "would be lost: config.json"),
         (["train", "nowhere.yaml"], "nowhere.yaml cannot be read"),
     ],
 )
@@ -190,18 +225,18 @@ def test_mistakes_are_one_line(
     run: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    _, errors = shown(capsys, *[str(run) if word == "RUN" else word for word in words], code=1)
+    _, errors = shown(capsys, *[word.replace("RUN", str(run)) for word in words], code=1)
     assert message in errors
     assert errors.startswith("error: ")
 
 
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = shown(capsys, "--help")
-    assert all(f"cornstarch {command}" in out for command in ("train", "eval", "generate", "info"))
+    assert all(f"cornstarch {command}" in out for command in ("train", "eval", "generate", "info", "export"))
     assert "usage" in shown(capsys, code=2)[1]
     assert "usage" in shown(capsys, "fly", code=2)[1]
     assert shown(capsys, "--version")[0].startswith("cornstarch 0.")
-    for command in ("eval", "generate", "info"):
+    for command in ("eval", "generate", "info", "export"):
         with pytest.raises(SystemExit) as left:
             main([command, "--help"])
         assert left.value.code == 0

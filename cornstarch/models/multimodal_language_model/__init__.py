@@ -12,6 +12,7 @@ from cornstarch.models.multimodal_language_model.callbacks import (
 )
 from cornstarch.models.multimodal_language_model.configuration import MultimodalConfig, MultimodalProjectorConfig
 from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
+from cornstarch.models.multimodal_language_model.exporting import Exported, export_to_hf
 from cornstarch.models.multimodal_language_model.llm_callbacks import (
     DeepFeatures,
     FeaturesSeeEachOther,
@@ -28,6 +29,7 @@ __all__ = [
     "BackboneWithHead",
     "Chain",
     "DeepFeatures",
+    "Exported",
     "Features",
     "FeaturesSeeEachOther",
     "JoinTiles",
@@ -45,4 +47,5 @@ __all__ = [
     "SelectFeatures",
     "SplitTiles",
     "UnpadImages",
+    "export_to_hf",
 ]

@@ -5,6 +5,7 @@ nowhere else, so whatever changes them (PEFT, a user's loop, a loaded checkpoint
 """
 
 import sys
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,63 @@ def learns_prompt(part: nn.Module) -> bool:
     return any(configs[name].is_prompt_learning for name in active_adapters(part) if name in configs)
 
 
+def has_adapters(module: nn.Module) -> bool:
+    """Whether PEFT, or `transformers`' own `add_adapter`, put anything into a module or around a part of it."""
+    return any(True for _ in _tuners(module))
+
+
+def merged(part: nn.Module) -> nn.Module:
+    """A part without what was wrapped around it or put inside it, its active adapters merged into its weights.
+
+    Args:
+        part: a copy, changed in place. Weights it shares with the original stay as they are: those that an adapter
+            changes are copied first.
+
+    Returns:
+        The unwrapped part.
+
+    Raises:
+        ArgumentError: if an adapter cannot be merged.
+    """
+    if learns_prompt(part):
+        raise ArgumentError(
+            "its adapter puts learnt vectors before the text, which no weight can hold: it cannot be merged"
+        )
+    layers: list[Any] = [m for m in part.modules() if _is_tuner_layer(m) and not _is_training_wrapper(m)]
+    for layer in layers:
+        base = layer.get_base_layer()
+        for name, weight in list(base.named_parameters(recurse=False)):
+            setattr(base, name, nn.Parameter(weight.detach().clone(), requires_grad=False))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of ties, which were dissolved above
+            while unwrap(part) is not part:
+                inner: Any = part._modules.get("_orig_mod", part)
+                part = inner.merge_and_unload(safe_merge=True) if inner is part else inner
+            return _merged_inside(part)
+    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+        kinds = ", ".join(sorted(adapter_kinds(part))) or "PEFT"
+        raise ArgumentError(f"PEFT cannot merge adapters of kind {kinds}: {error}") from error
+
+
+def _merged_inside(part: nn.Module) -> nn.Module:
+    """The part with the layers that PEFT put in others' places, without a model around them, merged and gone."""
+    replaced: dict[str, Any] = {}
+    for place, module in part.named_modules():
+        if _is_tuner_layer(module) and not any(place.startswith(f"{outer}.") for outer in replaced):
+            layer: Any = module
+            if _is_training_wrapper(layer):
+                replaced[place] = layer.unload_and_optionally_merge_module(True, True, None)
+            else:
+                layer.merge(safe_merge=True)
+                replaced[place] = layer.get_base_layer()
+    for place, module in replaced.items():
+        part.set_submodule(place, module)
+    if replaced:
+        part._hf_peft_config_loaded = False  # type: ignore[assignment]
+    return part
+
+
 def wrap(part: nn.Module, folders: Mapping[str, Path], active: list[str], inside: bool) -> nn.Module:
     """Wrap `part` with the adapters that saved `adapter_config.json` files describe, without their values.
 
@@ -217,6 +275,12 @@ def _is_tuner_layer(module: nn.Module) -> bool:
     if peft is None:
         return False
     return isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer | peft.utils.other.AuxiliaryTrainingWrapper)
+
+
+def _is_training_wrapper(module: nn.Module) -> bool:
+    """Whether a module of PEFT's trains a copy of another, or rows of it, and adapts nothing."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(module, peft.utils.other.AuxiliaryTrainingWrapper)
 
 
 def _tuners(part: nn.Module) -> Iterator[Any]:

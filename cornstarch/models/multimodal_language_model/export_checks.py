@@ -1,0 +1,248 @@
+"""6g. What is written against the model: logits of a small batch, then ids and pixels of the processors."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoConfig, AutoProcessor, BatchFeature
+
+from cornstarch.errors import ArgumentError
+from cornstarch.models.multimodal_language_model import anatomy, shells
+from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
+from cornstarch.models.multimodal_language_model.processing import MultimodalProcessor
+
+# The largest difference of logits that is rounding, as a share of the largest logit.
+_ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+_SIZES = ((64, 48), (40, 72), (50, 50))  # of the images, width and height
+_PIXELS = 1e-5  # difference of pixel values that is rounding
+_OTHER_BACKEND = 5e-2  # the same between image processors on PIL and on torchvision, which interpolate differently
+
+
+def probe_images() -> list[Image.Image]:
+    """Three images of noise, of different sizes."""
+    noise = np.random.default_rng(0)
+    return [Image.fromarray(noise.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in _SIZES]
+
+
+def probe_inputs(processor: MultimodalProcessor, key: str) -> list[dict[str, Any]]:
+    """What each of the images becomes by itself, for formats that take `pixel_values` and nothing else.
+
+    Args:
+        processor: of the model.
+        key: the images' modality.
+
+    Returns:
+        `input_ids` and `pixel_values` of every image.
+
+    Raises:
+        ArgumentError: if the encoder takes more.
+    """
+    found = []
+    for image in probe_images():
+        batch = processor({key: {"images": [image]}}, {"text": [processor.tokens[key]]}, return_tensors="pt")
+        more = sorted(set(batch) - {"input_ids", "attention_mask", "pixel_values"})
+        if more:
+            raise ArgumentError(
+                f"modality {key!r}: its encoder takes {', '.join(more)} beside pixel_values (images of different "
+                "sizes, packed or padded), for which this format has no counterpart"
+            )
+        found.append(dict(batch))
+    return found
+
+
+def image_key(processor: MultimodalProcessor) -> str:
+    """The modality of images.
+
+    Args:
+        processor: of a model.
+
+    Returns:
+        The first key whose processor takes images.
+
+    Raises:
+        ArgumentError: if there is none.
+    """
+    for key, (argument, _) in processor.media_arguments.items():
+        if argument == "images":
+            return key
+    raise ArgumentError(f"no modality of this model takes images: {', '.join(processor.tokens)}")
+
+
+def check_model(reference: MultimodalModel, shell: Any, processor: MultimodalProcessor, kind: str) -> float:
+    """Compare the logits of a model and of what is to be written.
+
+    Args:
+        reference: a replica of the model.
+        shell: what is to be written.
+        processor: of the model.
+        kind: the format.
+
+    Returns:
+        The largest difference as a share of the largest logit.
+
+    Raises:
+        ArgumentError: if they differ by more than rounding.
+    """
+    key = image_key(processor)
+    mark = processor.tokens[key]
+    first, second, third = probe_images()
+    texts = [f"Compare {mark} with {mark}, please.", "There is nothing to see here, only words.", f"{mark} What is it?"]
+    whole = _batches(processor, key, texts, [[first, second], [], [third]])
+    words = _batches(processor, key, texts[1:2] * 2, None)
+    worst = 0.0
+    for batch, what in [*((b, "images and text") for b in whole), *((b, "text without images") for b in words)]:
+        difference = _difference(reference, shell, batch, kind, what)
+        bound = _ROUNDING.get(anatomy.parameter_dtype(reference) or torch.float32, 1e-4)
+        if not difference <= bound:
+            raise ArgumentError(
+                f"the logits of the {kind} checkpoint would differ from the model's on {what}, by {difference:.3g} of "
+                f"the largest (rounding is up to {bound:.0e}). {_reason(reference, shell, batch, key, bound)}"
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+def _batches(processor: MultimodalProcessor, key: str, texts: list[str], images: Any) -> list[dict[str, Tensor]]:
+    """One right-padded batch; a batch for each text where the tokenizer cannot pad."""
+    if processor.llm_tokenizer.pad_token is None:
+        alone = [(texts[i : i + 1], images and images[i : i + 1]) for i in range(len(texts))]
+    else:
+        alone = [(texts, images)]
+    made = []
+    for some_texts, some_images in alone:
+        media = {key: {"images": some_images}} if some_images and any(some_images) else {}
+        options = {"padding": True, "padding_side": "right"} if len(some_texts) > 1 else {}
+        made.append(dict(processor(media, {"text": some_texts, **options}, return_tensors="pt")))
+    return made
+
+
+def _difference(reference: MultimodalModel, shell: Any, batch: Mapping[str, Tensor], kind: str, what: str) -> float:
+    """The largest difference of logits at real positions, as a share of the largest logit."""
+    placed = {name: value.to(reference.device) for name, value in batch.items()}
+    real = placed["attention_mask"].bool()
+    with torch.no_grad():
+        expected = reference(**placed).logits[real]
+        found = _run(shell, placed, kind, what).logits[real][:, : expected.shape[-1]]
+    if found.shape != expected.shape:
+        return float("inf")
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny))
+
+
+def _run(shell: Any, batch: Mapping[str, Tensor], kind: str, what: str) -> Any:
+    arguments = {n: v.to(shell.dtype) if v.is_floating_point() else v for n, v in batch.items()}
+    try:
+        return shell(**arguments)
+    except Exception as error:  # whatever a class of Hugging Face's fails with
+        raise ArgumentError(
+            f"{type(shell).__name__}, the class of the format {kind!r}, fails on {what} with the model's parts: {error}"
+        ) from error
+
+
+def _reason(reference: MultimodalModel, shell: Any, batch: Mapping[str, Tensor], key: str, bound: float) -> str:
+    """Where the difference comes from, as far as it can be told."""
+    encoder = reference._modal_encoders[key]
+    with torch.no_grad():
+        if "pixel_values" in batch:
+            pixels = batch["pixel_values"].to(reference.device)
+            expected = encoder(pixel_values=pixels)
+            found = shell.get_image_features(pixels.to(shell.dtype), return_dict=True).pooler_output
+            pairs = list(zip(expected, found, strict=False))
+            if any(ours.shape != theirs.shape for ours, theirs in pairs):
+                shapes_of = [tuple(rows[0].shape) for rows in (found, expected)]
+                return f"The features of an image have shape {shapes_of[0]} instead of {shapes_of[1]}."
+            largest = max(float((ours - theirs).abs().max()) for ours, theirs in pairs)
+            if largest > bound * max(float(ours.abs().max()) for ours in expected):
+                return f"The features of the images differ already, by {largest:.3g}."
+    name = type(reference.language_model).__name__
+    return (
+        "The features of images are not why: in the checkpoint logits are the product of the backbone's last hidden "
+        f"state and the head; {name} does more to them (a soft-cap, a scale, a bias), or runs its backbone with other "
+        "arguments."
+    )
+
+
+# --- what was written -------------------------------------------------------------------------------------------------
+
+
+def check_processor(processor: MultimodalProcessor, shell: Any, folder: Path, kind: str) -> None:
+    """Load configs and processor as anybody would, and compare what processors make of the same texts and messages.
+
+    Args:
+        processor: of the model.
+        shell: the model that was written.
+        folder: with the checkpoint.
+        kind: the format.
+
+    Raises:
+        ArgumentError: if other weights would be looked for, or ids or pixels differ.
+    """
+    try:
+        config, theirs = AutoConfig.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    except Exception as error:
+        raise ArgumentError(f"transformers cannot load the {kind} checkpoint that was written: {error}") from error
+    shells.check_weights(shell, shells.shapes(shells.on_meta(config)), kind)
+    key = image_key(processor)
+    mark = processor.tokens[key]
+    first, second, third = probe_images()
+    texts = [f"Compare {mark} with {mark}.", f"{mark}What is it?"]
+    padding = {"padding": True} if processor.llm_tokenizer.pad_token is not None else {}
+    if not padding:
+        texts = texts[:1]
+    images = [[first, second], [third]][: len(texts)]
+    ours = processor({key: {"images": images}}, {"text": texts, **padding}, return_tensors="pt")
+    found = theirs(text=texts, images=images, return_tensors="pt", **padding)
+    _compare(processor, theirs, ours, found, kind, "a text")
+    if processor.llm_tokenizer.chat_template is not None:
+        _compare_chats(processor, theirs, kind)
+
+
+def _compare_chats(processor: MultimodalProcessor, theirs: Any, kind: str) -> None:
+    key = image_key(processor)
+    first, _, third = probe_images()
+    media = [{"type": "image", "image": first}, {"type": "image", "image": third}]
+    said = ["What is this?", "Noise.", "And this?"]
+    turns: list[dict[str, Any]] = [
+        {"role": "user", "content": [media[0], {"type": "text", "text": said[0]}]},
+        {"role": "assistant", "content": [{"type": "text", "text": said[1]}]},
+        {"role": "user", "content": [{"type": "text", "text": said[2]}, media[1]]},
+    ]
+    try:
+        text = processor.apply_chat_template(_copies(turns), add_generation_prompt=True)
+        inputs = {"text": [text], "add_special_tokens": False}  # a template writes special tokens itself
+        ours = processor({key: {"images": [[first, third]]}}, inputs, return_tensors="pt")
+    except Exception:  # a template that refuses such an exchange, as it would have in training
+        return
+    try:
+        found = theirs.apply_chat_template(
+            _copies(turns), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+    except Exception as error:
+        raise ArgumentError(f"the chat template of the {kind} checkpoint fails on what ours writes: {error}") from error
+    _compare(processor, theirs, ours, found, kind, "a conversation")
+
+
+def _copies(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages that may be changed, as Hugging Face's processors do."""
+    return [{**turn, "content": list(turn["content"])} for turn in turns]
+
+
+def _compare(processor: MultimodalProcessor, theirs: Any, ours: BatchFeature, found: Any, kind: str, what: str) -> None:
+    if not torch.equal(ours["input_ids"], found["input_ids"].to(ours["input_ids"].dtype)):
+        read = [processor.decode(batch["input_ids"][0].tolist())[:200] for batch in (ours, found)]
+        raise ArgumentError(
+            f"the processor of the {kind} checkpoint makes other ids of {what} ({read[1]!r}) than the model's "
+            f"({read[0]!r}). If it puts special tokens around what a chat template wrote, the template must begin with "
+            "the tokenizer's bos_token, or the tokenizer must add none"
+        )
+    mine = processor.encoder_processors[image_key(processor)]
+    same = type(mine) is type(theirs.image_processor)
+    difference = float((ours["pixel_values"] - found["pixel_values"]).abs().max())
+    if not difference <= (_PIXELS if same else _OTHER_BACKEND):
+        raise ArgumentError(
+            f"the image processor of the {kind} checkpoint ({type(theirs.image_processor).__name__}) makes other "
+            f"pixels of an image than the model's ({type(mine).__name__}): they differ by {difference:.3g}"
+        )
