@@ -61,7 +61,7 @@ def pair(
         chosen |= {"preprocess_callback": OutputHiddenStates()} if layers is not None else {}
     encoder = ModalEncoderModule(tiny.encoder(vision, dtype), **chosen)
     language_model = tiny.language_model(lm, dtype, vocab_size=vocabulary, max_position_embeddings=256, **changes)
-    encoder.make_projector(language_model.config.hidden_size, dtype, kind, "gelu", side_by_side=len(layers or (0,)))
+    encoder.make_projector(language_model.config.hidden_size, dtype, kind, "gelu")
     tiny.loud(encoder.projector, dtype)
     model = MultimodalModel({"vision": encoder}, language_model).eval()
     tokenizer = parts.tokenizer()

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -204,8 +204,8 @@ def merged(part: nn.Module) -> nn.Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of ties, which were dissolved above
             while unwrap(part) is not part:
-                inner: Any = part._modules.get("_orig_mod", part)
-                part = inner.merge_and_unload(safe_merge=True) if inner is part else inner
+                compiled, adapted = part._modules.get("_orig_mod"), cast(Any, part)
+                part = adapted.merge_and_unload(safe_merge=True) if compiled is None else compiled
             return _merged_inside(part)
     except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
         kinds = ", ".join(sorted(adapter_kinds(part))) or "PEFT"

@@ -20,8 +20,8 @@ _REGISTERED = ("_parameters", "_buffers", "_modules")
 class _EmptyOnMeta(TorchFunctionMode):
     """Memory that nothing is written into yet is not taken, unless a device is asked for. Holds for this thread alone.
 
-    Patching `nn.Module.register_parameter` or `torch.empty` instead would reach every thread, and two threads that do so
-    at once leave it patched for good.
+    Patching `nn.Module.register_parameter` or `torch.empty` instead would reach every thread, and two threads that do
+    so at once leave it patched for good.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
