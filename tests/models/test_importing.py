@@ -96,13 +96,19 @@ def test_gradients(name: str) -> None:
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_greedy_text(name: str, beams: int) -> None:
-    """Of a left-padded batch, with and without beams."""
+    """Of a left-padded batch, with and without beams; and the scores of every token."""
     row = ORIGINALS[name]
     original = row.make()
     inputs = padded(row.inputs(original), "left")
-    expected = original.generate(**inputs, **GREEDY, num_beams=beams)
-    model = importing.take_apart(copy.deepcopy(original))
-    assert torch.equal(model.generate(**inputs, **GREEDY, num_beams=beams), expected)
+    if beams > 1 and name == "qwen2-audio":
+        # The original repeats sounds for beams one by one, so that of two sounds in a sample a beam hears one twice.
+        inputs = {key: value[-1:] for key, value in inputs.items()}  # the second sample has one sound, the third
+    asked = {**GREEDY, "num_beams": beams, "return_dict_in_generate": True, "output_scores": True}
+    expected = original.generate(**inputs, **asked)
+    found = importing.take_apart(copy.deepcopy(original)).generate(**inputs, **asked)
+    assert torch.equal(found.sequences, expected.sequences)
+    for mine, theirs in zip(found.scores, expected.scores, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)  # `generate` takes them in fp32
 
 
 @pytest.mark.parametrize("layer, strategy, positions", [(-1, "full", 17), ([-3, -1], "default", 16)])
