@@ -498,7 +498,7 @@ def test_encoders_without_counterpart(tmp_path: Path) -> None:
 
     found = {
         "qwen2-vl": (tiny.encoder("qwen2-vl"), Qwen2VLImageProcessor(patch_size=4), "takes hidden_states"),
-        "sam": (tiny.encoder("sam"), PROCESSORS["dinov2"](), "no counterpart for these weights"),
+        "sam": (tiny.encoder("sam"), PROCESSORS["dinov2"](), "SamVisionModel yields maps"),
         "own": (
             Own(tiny.encoder_config("siglip")),
             PROCESSORS["siglip"](),
@@ -564,6 +564,24 @@ def test_what_would_differ_is_not_written(tmp_path: Path, monkeypatch: pytest.Mo
     assert "not compared" in (tmp_path / "README.md").read_text()
 
 
+def test_no_weight_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is saved is the model's own tensors, but for the table and the head that grew."""
+    model, processor = pair()
+    own = {value.data_ptr() for value in model.state_dict().values()}
+    saved: dict[str, int] = {}
+
+    def look(shell: Any, *args: Any, **kwargs: Any) -> None:
+        saved.update({name: value.data_ptr() for name, value in shell.state_dict().items()})
+        raise ValueError("enough was seen")
+
+    monkeypatch.setattr(LlavaForConditionalGeneration, "save_pretrained", look)
+    with pytest.raises(ArgumentError, match="enough was seen"):
+        export_to_hf(model, processor, tmp_path)
+    made = {name for name, place in saved.items() if place not in own}
+    assert made == {"lm_head.weight", "model.language_model.embed_tokens.weight"}
+    assert len(saved) == len(model.state_dict())
+
+
 def test_sharded_and_replaced(tmp_path: Path) -> None:
     """Shards of a former export are gone; files of others stay, and are never overwritten."""
     model, processor = pair()
@@ -614,9 +632,9 @@ def test_origins(tmp_path: Path) -> None:
     model._modal_encoders["vision"].module.config._name_or_path = str(tmp_path)
     export_to_hf(model, processor, tmp_path / "a")
     assert "base_model:\n- someone/llama" in (tmp_path / "a" / "README.md").read_text()
-    model.origin = {"format": "llava", "name_or_path": "someone/llava", "parts": {"vision_encoder": "other/clip"}}
+    model.origin = {"path": "someone/llava", "config": {"model_type": "llava"}}
     export_to_hf(model, processor, tmp_path / "b")
-    assert "base_model:\n- someone/llava\n- other/clip\n- someone/llama" in (tmp_path / "b" / "README.md").read_text()
+    assert "base_model:\n- someone/llava\n- someone/llama" in (tmp_path / "b" / "README.md").read_text()
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -630,3 +648,5 @@ def test_round_trip(tmp_path: Path) -> None:
     tiny.assert_near(logits(again, inputs)[:, :259], logits(model, inputs))
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "again")
     tiny.assert_near(logits(loaded, inputs)[:, :259], logits(model, inputs))
+    again.origin = {**again.origin, "config": {"model_type": "qwen2_vl"}}
+    refuse(again, again_processor, tmp_path, "imported from a 'qwen2_vl', which is no format that can be written")

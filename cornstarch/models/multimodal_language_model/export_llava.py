@@ -1,4 +1,4 @@
-"""6f. The format of LLaVA-1.5 (https://arxiv.org/abs/2310.03744): one vision tower, two linears, a language model.
+"""6i. The format of LLaVA-1.5 (https://arxiv.org/abs/2310.03744): one vision tower, two linears, a language model.
 
 What the format has: rows of chosen hidden states of the tower, with or without the first; linear, activation, linear; a
 backbone with a head that is one product without bias. Ids of images are looked up in the embedding table, and their
@@ -166,6 +166,10 @@ def _let_the_last_layer_be_the_output(key: str, tower: Any, pixels: Tensor) -> N
             tower.config.tie_last_hidden_states = True
         with torch.no_grad():
             output = tower(pixel_values=pixels, output_hidden_states=True)
+        if output.last_hidden_state.dim() != 3:
+            raise ArgumentError(
+                f"modality {key!r}: {type(tower).__name__} yields maps; LLaVA's projector gets rows, one a patch"
+            )
         states = getattr(output, "hidden_states", None)
         last, wanted = states[-1] if states else None, output.last_hidden_state
         if last is None or last.shape != wanted.shape:

@@ -1,4 +1,4 @@
-"""6d. Out to Hugging Face: checkpoints that plain transformers loads, without this package.
+"""6g. Out to Hugging Face: checkpoints that plain transformers loads, without this package.
 
     the model --replica--> parts of its own, adapters merged --format--> a shell of Hugging Face's class
     --check--> the same logits --save_pretrained--> a folder --check--> the same ids and pixels --> in its place
@@ -75,7 +75,8 @@ def export_to_hf(
         model: in any mode, on any device; what is frozen does not matter.
         processor: of the model; its tokenizer's chat template goes along, and takes content in parts then.
         directory: made if it is not there; a former export is replaced as a whole, files of others are not.
-        format: a name in `FORMATS`; None takes the one that the model was imported from, else `"llava"`.
+        format: a name in `FORMATS`; None takes the one that the model was imported from, and `"llava"` for one that was
+            composed.
         merge_adapters: write the weights with the active adapters merged into them.
         dtype: of all weights; None keeps theirs.
         verify: run the model and what is to be written on a small batch and compare, before anything is replaced.
@@ -127,8 +128,17 @@ def export_to_hf(
 
 
 def _format_of(model: MultimodalModel) -> str:
-    found = model_card.origin_of(model).get("format")
-    return found if isinstance(found, str) and found in FORMATS else DEFAULT_FORMAT
+    """The format that a model was imported from; the usual one if it was not."""
+    origin = model_card.origin_of(model)
+    if not origin:
+        return DEFAULT_FORMAT
+    kind = str(origin.get("config", {}).get("model_type"))
+    if kind not in FORMATS:
+        raise ArgumentError(
+            f"the model was imported from a {kind!r}, which is no format that can be written with a processor: choose "
+            f"another ({', '.join(FORMATS)}), or write the weights alone (returning.original_of(model).save_pretrained)"
+        )
+    return kind
 
 
 def _check_free(target: Path, names: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
-"""6h. The model card (README.md) of an exported checkpoint: what it is made of, where from, how it was trained."""
+"""6k. The model card (README.md) of an exported checkpoint: what it is made of, where from, how it was trained."""
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import transformers
@@ -40,34 +40,23 @@ inputs = processor(text="MARKWhat is this?", images=Image.open("photo.jpg"), ret
 
 
 def origin_of(model: MultimodalModel) -> dict[str, Any]:
-    """What a model knows of where it came from.
-
-    Args:
-        model: may have an attribute `origin`: `format` it was imported from, `name_or_path`, and `parts`, a mapping of
-            part to name or path.
-
-    Returns:
-        The same; empty if it knows nothing.
-    """
-    found = getattr(model, "origin", None)
-    return dict(found) if isinstance(found, Mapping) else {}
+    """What a model knows of the one that it was imported from: `path`, `config`, ...; empty if it was composed."""
+    return dict(model.origin or {})
 
 
 def origins(model: MultimodalModel) -> list[str]:
     """The names on the hub of what a model is made of, as far as it knows them."""
-    whole = origin_of(model).get("name_or_path")
-    names = [whole, *(_origin(model, part) for part in model.parts)]
+    names = [origin_of(model).get("path"), *(_origin(model, part) for part in model.parts)]
     return list(dict.fromkeys(name for name in names if isinstance(name, str) and is_on_the_hub(name)))
 
 
 def _origin(model: MultimodalModel, part: str) -> str | None:
-    """Where a part came from, by the model's word, else by that of its config."""
-    stated = origin_of(model).get("parts")
-    if isinstance(stated, Mapping) and isinstance(stated.get(part), str):
-        return str(stated[part])
+    """Where a part came from, by the word of its config, else by the model's."""
     config = getattr(freezing.unwrap(model.parts[part][0]), "config", None)
-    found = getattr(config, "_name_or_path", None)
-    return found if isinstance(found, str) and is_on_the_hub(found) else None
+    for found in (getattr(config, "_name_or_path", None), origin_of(model).get("path")):
+        if isinstance(found, str) and is_on_the_hub(found):
+            return found
+    return None
 
 
 def is_on_the_hub(name: str) -> bool:
