@@ -1,7 +1,7 @@
 """6h. Models of Hugging Face's own classes with a composition's modules in their places; no weight is copied for it."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +23,13 @@ class Shell:
         model: of the class that loads the format, around the modules of a composition.
         processor: of the class that belongs to it.
         notes: what is not as in the composition, each a sentence for the model card.
+        inputs: makes the model's arguments of the composition's.
     """
 
     model: Any
     processor: Any
     notes: tuple[str, ...] = ()
+    inputs: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
 
 
 # Gives the shell for a replica of a model and the model's processor, or refuses with the reason (ArgumentError).
