@@ -43,6 +43,10 @@ class MultimodalProcessor:
             sample). A key without one is counted by asking the model.
         predefined_tokens: modality key to the mark to use instead of `<key>`.
 
+    Attributes:
+        origin_files: name to contents of the text files of the Hugging Face processor that this one was made of; saved
+            with it, so that an export in the original's format can write them again.
+
     Raises:
         ArgumentError: for a key the model does not have, or one mark for two modalities.
     """
@@ -79,6 +83,7 @@ class MultimodalProcessor:
                 raise ArgumentError(f"predefined_tokens[{key!r}] must be a token of its own, found {token!r}")
         if len(set(self.tokens.values())) != len(self.tokens):
             raise ArgumentError(f"every modality needs a mark of its own, found {self.tokens}")
+        self.origin_files: dict[str, str] = {}
         self._model = model
         self._counters = {key: FeatureCounter() for key in model.encoders}
         _add_special_tokens(llm_tokenizer, list(self.tokens.values()))
@@ -315,6 +320,7 @@ class MultimodalProcessor:
                 "encoder_processors": {key: library.path_of(type(p)) for key, p in self.encoder_processors.items()},
                 "tokens": self.tokens,
                 "num_feature_calculation_funcs": sorted(self.num_feature_calculation_funcs),
+                "origin_files": self.origin_files,
             }
             (folder / _FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
@@ -343,16 +349,43 @@ class MultimodalProcessor:
             CheckpointError: if a file is missing or damaged, or something of the caller's own must be given again.
         """
         functions, given = dict(num_feature_calculation_funcs or {}), dict(encoder_processors or {})
-        processors, tokenizer, tokens = _files.read(
+        processors, tokenizer, tokens, origin_files = _files.read(
             Path(save_directory), "processor", _FILE, lambda folder: _read(folder, functions, given, trust_remote_code)
         )
-        return cls(processors, tokenizer, model, functions, tokens)
+        processor = cls(processors, tokenizer, model, functions, tokens)
+        processor.origin_files = origin_files
+        return processor
+
+    @classmethod
+    def from_pretrained_multimodal_model(
+        cls, name_or_path: str | Path, model: MultimodalModel, **kwargs: Any
+    ) -> "MultimodalProcessor":
+        """Make the processor of a model that was taken out of a pretrained Hugging Face multimodal model.
+
+        Texts, media and chat messages become the ids and tensors that the original's own processor makes of them; the
+        marks are the original's. No video is taken.
+
+        Args:
+            name_or_path: a folder or a name on the hub, from which the model was loaded.
+            model: from `MultimodalModel.from_pretrained_multimodal_model`, or one that was saved since.
+            **kwargs: for the `from_pretrained` of the tokenizer and of the encoder's processor, such as `revision`.
+
+        Returns:
+            The processor.
+
+        Raises:
+            ArgumentError: if the model was not imported, or the checkpoint lacks a processor or a tokenizer for it.
+        """
+        from cornstarch.models.multimodal_language_model import importing_processors
+
+        return importing_processors.from_hugging_face(cls, name_or_path, model, **kwargs)
 
 
 def _read(
     folder: Path, functions: Mapping[str, CountFunction], given: Mapping[str, Any], trust_remote_code: bool
-) -> tuple[dict[str, Any], Any, dict[str, str]]:
-    """The processors of encoders, the tokenizer and the marks in a folder in which nothing changes."""
+) -> tuple[dict[str, Any], Any, dict[str, str], dict[str, str]]:
+    """The processors of encoders, the tokenizer, the marks and the original's files in a folder in which
+    nothing changes."""
     if folder.is_dir() and not (folder / _FILE).is_file():
         raise MissingFileError(
             f"{folder} holds no processor ({_FILE} is not there): save it with processor.save_pretrained, or give "
@@ -373,7 +406,7 @@ def _read(
             processors[key] = _read_processor(folder, key, path)
     load = functools.partial(AutoTokenizer.from_pretrained, trust_remote_code=trust_remote_code)
     tokenizer = _load(folder / "tokenizer", "tokenizer_config.json", load)
-    return processors, tokenizer, dict(description["tokens"])
+    return processors, tokenizer, dict(description["tokens"]), dict(description.get("origin_files", {}))
 
 
 def _read_processor(folder: Path, key: str, path: str) -> Any:
