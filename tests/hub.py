@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
     WhisperConfig,
@@ -66,6 +69,16 @@ def llava(folder: Path) -> None:
     LlavaForConditionalGeneration(
         LlavaConfig(vision_config=vision, text_config=text, image_token_index=60)
     ).save_pretrained(folder)
+    words = {60: "<image>", 61: "<pad>", 62: "<unk>"}
+    vocabulary = {words.get(number, f"word{number}"): number for number in range(64)}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inner.add_special_tokens(list(words.values()))
+    special = {"pad_token": "<pad>", "unk_token": "<unk>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, extra_special_tokens=["<image>"], **special)
+    LlavaProcessor(parts.clip_processor(), tokenizer, 8, "default", num_additional_image_tokens=1).save_pretrained(
+        folder
+    )
 
 
 ON_THE_HUB: dict[str, Callable[[Path], None]] = {

@@ -1,9 +1,13 @@
 """`cornstarch export MODEL OUT [--format llava] [--merge-adapters] ...`."""
 
 from collections.abc import Sequence
+from typing import Any
+
+from transformers import AutoProcessor, ProcessorMixin
 
 from cornstarch.cli.arguments import parser
 from cornstarch.data import set_template
+from cornstarch.errors import ArgumentError
 from cornstarch.models.multimodal_language_model import export_to_hf
 from cornstarch.models.multimodal_language_model.exporting import FORMATS
 from cornstarch.training import building, provenance
@@ -17,12 +21,18 @@ def main(words: Sequence[str]) -> int:
 
     Returns:
         The exit code.
+
+    Raises:
+        ArgumentError: if the processor that is named is none.
     """
     parsing = parser("export", "Write a model as a checkpoint that plain transformers loads, with its processor.")
     parsing.add_argument("model", help="a run folder, a checkpoint in it, or a folder with a saved model")
     parsing.add_argument("out", help="the folder to write into; a former export in it is replaced")
     parsing.add_argument(
         "--format", choices=sorted(FORMATS), help="that of the model it was imported from, else llava, if left out"
+    )
+    parsing.add_argument(
+        "--processor", metavar="NAME", help="of an imported model: the processor that came with it, to write `original`"
     )
     parsing.add_argument("--merge-adapters", action="store_true", help="write weights that hold the adapters")
     parsing.add_argument(
@@ -41,10 +51,11 @@ def main(words: Sequence[str]) -> int:
     options = parsing.parse_args(words)
     model, processor = building.load_run(options.model, trust_remote_code=options.trust_remote_code)
     set_template(processor.llm_tokenizer)
+    chosen = processor if options.processor is None else _original_processor(options.processor)
     history = provenance.read(options.model)
     made = export_to_hf(
         model,
-        processor,
+        chosen,
         options.out,
         options.format,
         merge_adapters=options.merge_adapters,
@@ -61,3 +72,13 @@ def main(words: Sequence[str]) -> int:
     for note in made.notes:
         print(f"note: {note}")
     return 0
+
+
+def _original_processor(name: str) -> Any:
+    try:
+        found = AutoProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"--processor: {name} has none: {str(error).splitlines()[0]}") from error
+    if not isinstance(found, ProcessorMixin):
+        raise ArgumentError(f"--processor: {name} has a {type(found).__name__}, which is no processor of a whole model")
+    return found

@@ -24,6 +24,7 @@ from cornstarch import (
 from cornstarch.cli.main import main
 from cornstarch.data import digit_questions
 from tests import parts
+from tests.models.test_exporting import came_with
 from tests.training.test_run import config
 
 
@@ -194,6 +195,20 @@ def test_export(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     out, _ = shown(capsys, "export", run, tmp_path / "0", "--no-verify", "--dtype", "bfloat16", "--format", "llava")
     assert "not compared with the model" in out
     assert AutoModelForImageTextToText.from_pretrained(tmp_path / "0").dtype is torch.bfloat16
+
+
+def test_export_of_an_import(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """With the processor that came with the original, in the original's format."""
+    model, theirs = came_with("llava")
+    theirs.save_pretrained(tmp_path / "came")
+    sees = {"vision": theirs.image_processor}
+    processor = MultimodalProcessor(sees, theirs.tokenizer, model, predefined_tokens={"vision": "<mark>"})
+    model.save_pretrained(tmp_path / "saved")
+    processor.save_pretrained(tmp_path / "saved")
+    words = ["export", tmp_path / "saved", tmp_path / "out", "--processor"]
+    assert "format original, logits differ by" in shown(capsys, *words, tmp_path / "came")[0]
+    assert AutoModelForImageTextToText.from_pretrained(tmp_path / "out").config.model_type == "llava"
+    assert "--processor" in shown(capsys, *words, tmp_path / "saved", code=1)[1]
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------

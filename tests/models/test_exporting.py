@@ -12,11 +12,17 @@ import torch
 from PIL import Image
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     LlavaForConditionalGeneration,
+    LlavaNextImageProcessor,
+    LlavaNextProcessor,
+    LlavaProcessor,
+    Qwen2AudioProcessor,
     SiglipImageProcessor,
     ViTImageProcessor,
+    WhisperFeatureExtractor,
 )
 
 from cornstarch import (
@@ -31,7 +37,9 @@ from cornstarch import (
     SelectFeatures,
     export_to_hf,
 )
+from cornstarch.models.multimodal_language_model import importing, shells
 from tests import parts, tiny
+from tests.models.originals import ORIGINALS
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
 SIZE = {"height": tiny.IMAGE_SIZE, "width": tiny.IMAGE_SIZE}
@@ -446,7 +454,7 @@ def test_models_without_counterpart(tmp_path: Path) -> None:
     model.preprocess_llm_callback = lambda inputs: inputs
     refuse(model, processor, tmp_path, "preprocess_llm_callback has no counterpart")
     model.preprocess_llm_callback = None
-    refuse(model, processor, tmp_path, "unknown format 'x'; known formats: llava", format="x")
+    refuse(model, processor, tmp_path, "unknown format 'x'; known formats: llava, original", format="x")
     model.set_modality_token_ids({"vision": 17})
     refuse(model, processor, tmp_path, "the processor that was made for this model")
 
@@ -649,4 +657,75 @@ def test_round_trip(tmp_path: Path) -> None:
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "again")
     tiny.assert_near(logits(loaded, inputs)[:, :259], logits(model, inputs))
     again.origin = {**again.origin, "config": {"model_type": "qwen2_vl"}}
-    refuse(again, again_processor, tmp_path, "imported from a 'qwen2_vl', which is no format that can be written")
+    refuse(again, again_processor, tmp_path, "imported from a 'qwen2_vl': give the processor that came with it")
+
+
+# --- back into the format it came from --------------------------------------------------------------------------------
+
+MARK = 259  # the first id behind the tokenizer's own
+
+
+def came_with(name: str) -> tuple[MultimodalModel, Any]:
+    """An import whose weights were changed since, and the processor that belongs to the original."""
+    row = ORIGINALS[name]
+    changed = {**row.config, row.id_name: MARK}
+    changed["text_config"] = {**row.config["text_config"], "vocab_size": 320}
+    changed["max_position_embeddings"] = 512
+    model = importing.take_apart(row._replace(config=changed).make())
+    model.origin = {**model.origin, "path": "someone/original"}
+    tokenizer = parts.tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<mark>"]})
+    if name == "qwen2-audio":
+        listener = WhisperFeatureExtractor(feature_size=8, hop_length=400, chunk_length=1, n_fft=400)
+        processor: Any = Qwen2AudioProcessor(listener, tokenizer, chat_template=TEMPLATE, audio_token="<mark>")
+    elif name == "llava-next":
+        sees: Any = LlavaNextImageProcessor(
+            image_grid_pinpoints=row.config["image_grid_pinpoints"],
+            size={"shortest_edge": 16},
+            crop_size={"height": 16, "width": 16},
+        )
+        processor = LlavaNextProcessor(
+            sees, tokenizer, 4, "default", image_token="<mark>", num_additional_image_tokens=1
+        )
+    else:
+        processor = LlavaProcessor(
+            parts.clip_processor(16), tokenizer, 4, "default", image_token="<mark>", num_additional_image_tokens=1
+        )
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model, processor
+
+
+@pytest.mark.parametrize("name", ["llava", "llava-next", "qwen2-audio"])
+def test_imports_go_out_as_they_came(tmp_path: Path, name: str) -> None:
+    """With the original's own processor; logits of what is loaded equal the model's, fp64, 1e-10."""
+    model, processor = came_with(name)
+    made = export_to_hf(model, processor, tmp_path)
+    assert made.format == "original"
+    assert made.difference is not None
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert config.model_type == model.origin["config"]["model_type"]
+    loaded = shells.auto_class(config).from_pretrained(tmp_path)
+    theirs = AutoProcessor.from_pretrained(tmp_path)
+    if name == "qwen2-audio":
+        media: dict[str, Any] = {"audio": [parts.sound(16000)], "sampling_rate": 16000}
+    else:
+        media = {"images": [parts.image(), parts.image(40, 20)]}
+    inputs = theirs(text=["a" + "<mark>" * len(next(iter(media.values()))) + "b"], return_tensors="pt", **media)
+    inputs = inputs.to(torch.float64)
+    with torch.no_grad():
+        tiny.assert_near(loaded(**inputs).logits, model(**inputs).logits)
+    card = (tmp_path / "README.md").read_text()
+    assert "base_model:\n- someone/original" in card
+    assert f"pipeline_tag: {'audio' if name == 'qwen2-audio' else 'image'}-text-to-text" in card
+
+
+def test_which_processor_a_format_takes(tmp_path: Path) -> None:
+    model, processor = pair()
+    refuse(model, processor, tmp_path, "is written with the original's own processor", format="original")
+    imported, theirs = came_with("llava")
+    refuse(imported, theirs, tmp_path, "needs a MultimodalProcessor, found LlavaProcessor", format="llava")
+    refuse(model, theirs, tmp_path, "the model was not imported")
+    imported.vision_encoder.postprocess_projector_callback = AveragePool(size=2)
+    refuse(imported, theirs, tmp_path, "vision_encoder.postprocess_projector_callback is AveragePool")

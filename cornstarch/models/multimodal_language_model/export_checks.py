@@ -72,13 +72,13 @@ def image_key(processor: MultimodalProcessor) -> str:
     raise ArgumentError(f"no modality of this model takes images: {', '.join(processor.tokens)}")
 
 
-def check_model(reference: MultimodalModel, shell: Any, processor: MultimodalProcessor, kind: str) -> float:
+def check_model(reference: MultimodalModel, shell: Any, processor: Any, kind: str) -> float:
     """Compare the logits of a model and of what is to be written.
 
     Args:
         reference: a replica of the model.
         shell: what is to be written.
-        processor: of the model.
+        processor: of the model; or the one of Hugging Face's that came with it.
         kind: the format.
 
     Returns:
@@ -87,23 +87,44 @@ def check_model(reference: MultimodalModel, shell: Any, processor: MultimodalPro
     Raises:
         ArgumentError: if they differ by more than rounding.
     """
-    key = image_key(processor)
-    mark = processor.tokens[key]
-    first, second, third = probe_images()
-    texts = [f"Compare {mark} with {mark}, please.", "There is nothing to see here, only words.", f"{mark} What is it?"]
-    whole = _batches(processor, key, texts, [[first, second], [], [third]])
-    words = _batches(processor, key, texts[1:2] * 2, None)
+    batches = _our_batches(processor) if isinstance(processor, MultimodalProcessor) else _their_batches(processor)
     worst = 0.0
-    for batch, what in [*((b, "images and text") for b in whole), *((b, "text without images") for b in words)]:
+    for what, batch in batches:
         difference = _difference(reference, shell, batch, kind, what)
         bound = _ROUNDING.get(anatomy.parameter_dtype(reference) or torch.float32, 1e-4)
         if not difference <= bound:
             raise ArgumentError(
                 f"the logits of the {kind} checkpoint would differ from the model's on {what}, by {difference:.3g} of "
-                f"the largest (rounding is up to {bound:.0e}). {_reason(reference, shell, batch, key, bound)}"
+                f"the largest (rounding is up to {bound:.0e}). {_reason(reference, shell, batch, bound)}"
             )
         worst = max(worst, difference)
     return worst
+
+
+def _our_batches(processor: MultimodalProcessor) -> list[tuple[str, dict[str, Tensor]]]:
+    """Batches of ours, and what is in each."""
+    key = image_key(processor)
+    mark, (first, second, third) = processor.tokens[key], probe_images()
+    texts = [f"Compare {mark} with {mark}, please.", "There is nothing to see here, only words.", f"{mark} What is it?"]
+    whole = _batches(processor, key, texts, [[first, second], [], [third]])
+    words = _batches(processor, key, texts[1:2] * 2, None)
+    return [*(("images and text", batch) for batch in whole), *(("text without images", batch) for batch in words)]
+
+
+def _their_batches(processor: Any) -> list[tuple[str, dict[str, Tensor]]]:
+    """Batches that a processor of Hugging Face's makes, and what is in each; of one sample, as not all can pad."""
+    made = [("text alone", dict(processor(text=["There are only words here."], return_tensors="pt")))]
+    image, sound = (getattr(processor, f"{kind}_token", None) for kind in ("image", "audio"))
+    if isinstance(image, str) and getattr(processor, "image_processor", None) is not None:
+        text = [f"Compare {image} with {image}, please."]
+        batch = processor(text=text, images=[probe_images()[:2]], return_tensors="pt")
+        made.append(("images and text", dict(batch)))
+    if isinstance(sound, str) and getattr(processor, "feature_extractor", None) is not None:
+        rate = processor.feature_extractor.sampling_rate
+        noise = np.random.default_rng(0).standard_normal(rate).astype(np.float32)
+        batch = processor(text=[f"{sound} What is it?"], audio=[noise], sampling_rate=rate, return_tensors="pt")
+        made.append(("sound and text", dict(batch)))
+    return made
 
 
 def _batches(processor: MultimodalProcessor, key: str, texts: list[str], images: Any) -> list[dict[str, Tensor]]:
@@ -142,11 +163,11 @@ def _run(shell: Any, batch: Mapping[str, Tensor], kind: str, what: str) -> Any:
         ) from error
 
 
-def _reason(reference: MultimodalModel, shell: Any, batch: Mapping[str, Tensor], key: str, bound: float) -> str:
+def _reason(reference: MultimodalModel, shell: Any, batch: Mapping[str, Tensor], bound: float) -> str:
     """Where the difference comes from, as far as it can be told."""
-    encoder = reference._modal_encoders[key]
+    encoder = next(iter(reference._modal_encoders.values()))
     with torch.no_grad():
-        if "pixel_values" in batch:
+        if set(batch) == {"input_ids", "attention_mask", "pixel_values"}:
             pixels = batch["pixel_values"].to(reference.device)
             expected = encoder(pixel_values=pixels)
             found = shell.get_image_features(pixels.to(shell.dtype), return_dict=True).pooler_output
@@ -168,7 +189,7 @@ def _reason(reference: MultimodalModel, shell: Any, batch: Mapping[str, Tensor],
 # --- what was written -------------------------------------------------------------------------------------------------
 
 
-def check_processor(processor: MultimodalProcessor, shell: Any, folder: Path, kind: str) -> None:
+def check_processor(processor: Any, shell: Any, folder: Path, kind: str) -> None:
     """Load configs and processor as anybody would, and compare what processors make of the same texts and messages.
 
     Args:
@@ -185,6 +206,14 @@ def check_processor(processor: MultimodalProcessor, shell: Any, folder: Path, ki
     except Exception as error:
         raise ArgumentError(f"transformers cannot load the {kind} checkpoint that was written: {error}") from error
     shells.check_weights(shell, shells.shapes(shells.on_meta(config)), kind)
+    if not isinstance(processor, MultimodalProcessor):
+        for (what, ours), (_, found) in zip(_their_batches(processor), _their_batches(theirs), strict=True):
+            for name, value in ours.items():
+                if name not in found or not torch.equal(torch.as_tensor(value), torch.as_tensor(found[name])):
+                    raise ArgumentError(
+                        f"the processor of the {kind} checkpoint makes another {name} of {what} than the one given"
+                    )
+        return
     key = image_key(processor)
     mark = processor.tokens[key]
     first, second, third = probe_images()

@@ -48,7 +48,7 @@ class _Projection(NamedTuple):
     activation: str
 
 
-def shell(model: MultimodalModel, processor: MultimodalProcessor) -> shells.Shell:
+def shell(model: MultimodalModel, processor: shells.Processor) -> shells.Shell:
     """A LLaVA of a model's own modules.
 
     Args:
@@ -61,6 +61,8 @@ def shell(model: MultimodalModel, processor: MultimodalProcessor) -> shells.Shel
     Raises:
         ArgumentError: if something in the model has no counterpart, with the reason.
     """
+    if not isinstance(processor, MultimodalProcessor):
+        raise ArgumentError(f"the format 'llava' needs a MultimodalProcessor, found {type(processor).__name__}")
     key, encoder = _only_encoder(model)
     tower, language_model = encoder.module, model.language_model
     _check_processor(key, processor)

@@ -22,15 +22,26 @@ from cornstarch.models.multimodal_language_model import (
     freezing,
     model_card,
     quantized,
+    returning,
     shells,
 )
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
 from cornstarch.models.multimodal_language_model.processing import MultimodalProcessor
-from cornstarch.models.multimodal_language_model.shells import Format
+from cornstarch.models.multimodal_language_model.shells import Format, Processor
 
-# Formats by name; what an importer reads, it adds here to be written.
-FORMATS: dict[str, Format] = {"llava": export_llava.shell}
-DEFAULT_FORMAT = "llava"
+
+def _original(model: MultimodalModel, processor: Any) -> shells.Shell:
+    """The model that a composition was imported from, with the processor that came with it."""
+    if isinstance(processor, MultimodalProcessor):
+        raise ArgumentError(
+            f"the format {ORIGINAL!r} is written with the original's own processor (AutoProcessor.from_pretrained), "
+            "found a MultimodalProcessor"
+        )
+    return shells.Shell(model=returning.original_of(model), processor=processor)
+
+
+ORIGINAL, DEFAULT_FORMAT = "original", "llava"
+FORMATS: dict[str, Format] = {"llava": export_llava.shell, ORIGINAL: _original}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +64,7 @@ class Exported:
 
 def export_to_hf(
     model: MultimodalModel,
-    processor: MultimodalProcessor,
+    processor: Processor,
     directory: str | Path,
     format: str | None = None,
     *,
@@ -73,10 +84,11 @@ def export_to_hf(
 
     Args:
         model: in any mode, on any device; what is frozen does not matter.
-        processor: of the model; its tokenizer's chat template goes along, and takes content in parts then.
+        processor: of the model; its tokenizer's chat template goes along, and takes content in parts then. Or, of a
+            model that was imported, the one of Hugging Face's that came with it.
         directory: made if it is not there; a former export is replaced as a whole, files of others are not.
-        format: a name in `FORMATS`; None takes the one that the model was imported from, and `"llava"` for one that was
-            composed.
+        format: a name in `FORMATS`; None takes `"original"` (that of the model that was imported) if the processor is
+            one of Hugging Face's, else that of the model that was imported, and `"llava"` for one that was composed.
         merge_adapters: write the weights with the active adapters merged into them.
         dtype: of all weights; None keeps theirs.
         verify: run the model and what is to be written on a small batch and compare, before anything is replaced.
@@ -93,10 +105,10 @@ def export_to_hf(
         ArgumentError: if something has no counterpart in the format, with the reason; if what is to be written differs
             from the model, with the largest difference; or if files of others are in the way.
     """
-    name, target = format or _format_of(model), Path(directory)
+    name, target = format or _format_of(model, processor), Path(directory)
     if name not in FORMATS:
         raise ArgumentError(f"unknown format {name!r}; known formats: {', '.join(FORMATS)}")
-    if processor.token_ids != model.modality_token_ids:
+    if isinstance(processor, MultimodalProcessor) and processor.token_ids != model.modality_token_ids:
         raise ArgumentError(
             f"the processor marks inputs with the ids {processor.token_ids}, the model expects "
             f"{model.modality_token_ids}: give the processor that was made for this model"
@@ -127,16 +139,18 @@ def export_to_hf(
     return Exported(directory=target, format=name, difference=difference, notes=shell.notes)
 
 
-def _format_of(model: MultimodalModel) -> str:
+def _format_of(model: MultimodalModel, processor: Processor) -> str:
     """The format that a model was imported from; the usual one if it was not."""
+    if not isinstance(processor, MultimodalProcessor):
+        return ORIGINAL
     origin = model_card.origin_of(model)
     if not origin:
         return DEFAULT_FORMAT
     kind = str(origin.get("config", {}).get("model_type"))
     if kind not in FORMATS:
         raise ArgumentError(
-            f"the model was imported from a {kind!r}, which is no format that can be written with a processor: choose "
-            f"another ({', '.join(FORMATS)}), or write the weights alone (returning.original_of(model).save_pretrained)"
+            f"the model was imported from a {kind!r}: give the processor that came with it "
+            f"(AutoProcessor.from_pretrained) to write that format again, or choose another ({', '.join(FORMATS)})"
         )
     return kind
 

@@ -10,17 +10,17 @@ from huggingface_hub import ModelCardData
 
 from cornstarch.models.multimodal_language_model import freezing
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
-from cornstarch.models.multimodal_language_model.shells import Shell
+from cornstarch.models.multimodal_language_model.shells import Shell, auto_class
 from cornstarch.version import __version__
 
 _ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 _USE = """\
 ```python
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import {cls}, AutoProcessor
 
 folder = "path/to/this/folder"
-model = AutoModelForImageTextToText.from_pretrained(folder)
+model = {cls}.from_pretrained(folder)
 processor = AutoProcessor.from_pretrained(folder)
 {inputs}
 generated = model.generate(**inputs.to(model.device, model.dtype), max_new_tokens=64)
@@ -90,9 +90,10 @@ def write(
     Returns:
         Markdown, with YAML before it.
     """
+    hears = getattr(shell.processor, "feature_extractor", None)
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag="image-text-to-text",
+        pipeline_tag="image-text-to-text" if hears is None else "audio-text-to-text",
         license=license,
         base_model=list(base_model) or None,
         datasets=list(datasets) or None,
@@ -101,7 +102,7 @@ def write(
     named = [*base_model] or ["parts of no name on the hub"]
     lines = [
         f"---\n{data.to_yaml()}\n---\n",
-        "# A model that reads images and text\n",
+        f"# A model that takes {'images' if hears is None else 'sounds'} and text\n",
         f"Composed with Cornstarch {__version__} of {', '.join(named)}, and written in the format `{format}` of "
         "transformers, which loads it without Cornstarch.\n",
         "## Use\n",
@@ -119,8 +120,9 @@ def write(
 
 def _use(shell: Shell) -> str:
     has_template = shell.processor.chat_template is not None
-    inputs = _CHAT if has_template else _PLAIN.replace("MARK", shell.processor.image_token)
-    return _USE.replace("{inputs}", inputs)
+    mark = getattr(shell.processor, "image_token", None)
+    inputs = _CHAT if has_template or mark is None else _PLAIN.replace("MARK", mark)
+    return _USE.replace("{cls}", auto_class(shell.model.config).__name__).replace("{inputs}", inputs)
 
 
 def _row(model: MultimodalModel, name: str, shell: Shell) -> str:

@@ -3,11 +3,11 @@
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, PreTrainedConfig
+from transformers import AutoModelForImageTextToText, AutoModelForMultimodalLM, PreTrainedConfig
 
 from cornstarch.errors import ArgumentError
 from cornstarch.models.multimodal_language_model import freezing
@@ -32,8 +32,10 @@ class Shell:
     inputs: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
 
 
+# A composition's processor, or that of Hugging Face's which came with a model that was imported.
+Processor: TypeAlias = MultimodalProcessor | Any
 # Gives the shell for a replica of a model and the model's processor, or refuses with the reason (ArgumentError).
-Format = Callable[[MultimodalModel, MultimodalProcessor], Shell]
+Format = Callable[[MultimodalModel, Any], Shell]
 
 
 def replica(model: MultimodalModel, weights: dict[int, Tensor]) -> MultimodalModel:
@@ -100,11 +102,17 @@ def make_plain(model: MultimodalModel) -> None:
             raise ArgumentError(f"{name}: {error}") from error
 
 
+def auto_class(config: PreTrainedConfig) -> Any:
+    """The class of transformers by which anybody loads a model with such a config."""
+    classes = (AutoModelForImageTextToText, AutoModelForMultimodalLM)
+    return next((cls for cls in classes if type(config) in cls._model_mapping), AutoModelForImageTextToText)
+
+
 def on_meta(config: PreTrainedConfig) -> Any:
     """The model that plain transformers makes of a config, without weights.
 
     Args:
-        config: of an image-text-to-text model.
+        config: of a multimodal language model.
 
     Returns:
         The model on the meta device.
@@ -114,7 +122,7 @@ def on_meta(config: PreTrainedConfig) -> Any:
     """
     try:
         with torch.device("meta"):
-            return AutoModelForImageTextToText.from_config(config)
+            return auto_class(config).from_config(config)
     except Exception as error:  # configs of parts that the class does not know how to put together
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ArgumentError(
