@@ -14,6 +14,7 @@ from cornstarch.errors import ArgumentError
 from cornstarch.models.multimodal_language_model import anatomy, shells
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
 from cornstarch.models.multimodal_language_model.processing import MultimodalProcessor
+from cornstarch.models.multimodal_language_model.shells import Shell
 
 # The largest difference of logits that is rounding, as a share of the largest logit.
 _ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
@@ -72,7 +73,7 @@ def image_key(processor: MultimodalProcessor) -> str:
     raise ArgumentError(f"no modality of this model takes images: {', '.join(processor.tokens)}")
 
 
-def check_model(reference: MultimodalModel, shell: Any, processor: Any, kind: str) -> float:
+def check_model(reference: MultimodalModel, shell: Shell, processor: Any, kind: str) -> float:
     """Compare the logits of a model and of what is to be written.
 
     Args:
@@ -103,12 +104,28 @@ def check_model(reference: MultimodalModel, shell: Any, processor: Any, kind: st
 
 def _our_batches(processor: MultimodalProcessor) -> list[tuple[str, dict[str, Tensor]]]:
     """Batches of ours, and what is in each."""
-    key = image_key(processor)
-    mark, (first, second, third) = processor.tokens[key], probe_images()
-    texts = [f"Compare {mark} with {mark}, please.", "There is nothing to see here, only words.", f"{mark} What is it?"]
+    ((key, (argument, _)),) = list(processor.media_arguments.items())[:1]
+    mark, (first, second, third) = processor.tokens[key], _probe_media(processor, key)
+    texts = [f"Compare {mark} with {mark}, please.", "There is nothing here, only words.", f"{mark} What is it?"]
     whole = _batches(processor, key, texts, [[first, second], [], [third]])
     words = _batches(processor, key, texts[1:2] * 2, None)
-    return [*(("images and text", batch) for batch in whole), *(("text without images", batch) for batch in words)]
+    return [*((f"{argument} and text", batch) for batch in whole), *(("text alone", batch) for batch in words)]
+
+
+def _probe_media(processor: MultimodalProcessor, key: str) -> list[Any]:
+    """Three images of noise, or three sounds, of different sizes."""
+    if processor.media_arguments[key][0] == "images":
+        return list(probe_images())
+    noise = np.random.default_rng(0)
+    rate = int(processor.encoder_processors[key].sampling_rate)
+    return [noise.standard_normal(rate * part // 10).astype(np.float32) for part in (10, 6, 8)]
+
+
+def _arguments(processor: MultimodalProcessor, key: str, media: Any) -> dict[str, Any]:
+    """Arguments of the encoder's processor."""
+    argument = processor.media_arguments[key][0]
+    rate = {} if argument == "images" else {"sampling_rate": processor.encoder_processors[key].sampling_rate}
+    return {argument: media, **rate}
 
 
 def _their_batches(processor: Any) -> list[tuple[str, dict[str, Tensor]]]:
@@ -135,13 +152,13 @@ def _batches(processor: MultimodalProcessor, key: str, texts: list[str], images:
         alone = [(texts, images)]
     made = []
     for some_texts, some_images in alone:
-        media = {key: {"images": some_images}} if some_images and any(some_images) else {}
+        media = {key: _arguments(processor, key, some_images)} if some_images and any(map(len, some_images)) else {}
         options = {"padding": True, "padding_side": "right"} if len(some_texts) > 1 else {}
         made.append(dict(processor(media, {"text": some_texts, **options}, return_tensors="pt")))
     return made
 
 
-def _difference(reference: MultimodalModel, shell: Any, batch: Mapping[str, Tensor], kind: str, what: str) -> float:
+def _difference(reference: MultimodalModel, shell: Shell, batch: Mapping[str, Tensor], kind: str, what: str) -> float:
     """The largest difference of logits at real positions, as a share of the largest logit."""
     placed = {name: value.to(reference.device) for name, value in batch.items()}
     real = placed["attention_mask"].bool()
@@ -153,24 +170,27 @@ def _difference(reference: MultimodalModel, shell: Any, batch: Mapping[str, Tens
     return float((found - expected).abs().max() / expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny))
 
 
-def _run(shell: Any, batch: Mapping[str, Tensor], kind: str, what: str) -> Any:
-    arguments = {n: v.to(shell.dtype) if v.is_floating_point() else v for n, v in batch.items()}
+def _run(shell: Shell, batch: Mapping[str, Tensor], kind: str, what: str) -> Any:
+    dtype = shell.model.dtype
+    arguments = {n: v.to(dtype) if v.is_floating_point() else v for n, v in shell.inputs(batch).items()}
     try:
-        return shell(**arguments)
+        return shell.model(**arguments)
     except Exception as error:  # whatever a class of Hugging Face's fails with
         raise ArgumentError(
-            f"{type(shell).__name__}, the class of the format {kind!r}, fails on {what} with the model's parts: {error}"
+            f"{type(shell.model).__name__}, the class of the format {kind!r}, fails on {what} with the model's parts: "
+            f"{error}"
         ) from error
 
 
-def _reason(reference: MultimodalModel, shell: Any, batch: Mapping[str, Tensor], bound: float) -> str:
+def _reason(reference: MultimodalModel, shell: Shell, batch: Mapping[str, Tensor], bound: float) -> str:
     """Where the difference comes from, as far as it can be told."""
     encoder = next(iter(reference._modal_encoders.values()))
     with torch.no_grad():
         if set(batch) == {"input_ids", "attention_mask", "pixel_values"}:
             pixels = batch["pixel_values"].to(reference.device)
             expected = encoder(pixel_values=pixels)
-            found = shell.get_image_features(pixels.to(shell.dtype), return_dict=True).pooler_output
+            theirs = shell.model.get_image_features(pixels.to(shell.model.dtype), return_dict=True)
+            found = theirs.pooler_output
             pairs = list(zip(expected, found, strict=False))
             if any(ours.shape != theirs.shape for ours, theirs in pairs):
                 shapes_of = [tuple(rows[0].shape) for rows in (found, expected)]
@@ -189,44 +209,62 @@ def _reason(reference: MultimodalModel, shell: Any, batch: Mapping[str, Tensor],
 # --- what was written -------------------------------------------------------------------------------------------------
 
 
-def check_processor(processor: Any, shell: Any, folder: Path, kind: str) -> None:
+def check_processor(processor: Any, shell: Shell, folder: Path, kind: str) -> str | None:
     """Load configs and processor as anybody would, and compare what processors make of the same texts and messages.
 
     Args:
         processor: of the model.
-        shell: the model that was written.
+        shell: what was written.
         folder: with the checkpoint.
         kind: the format.
+
+    Returns:
+        Why the processors could not be compared here; None if they were.
 
     Raises:
         ArgumentError: if other weights would be looked for, or ids or pixels differ.
     """
+    shells.check_weights(shell.model, shells.shapes(shells.on_meta(AutoConfig.from_pretrained(folder))), kind)
     try:
-        config, theirs = AutoConfig.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+        theirs: Any = AutoProcessor.from_pretrained(folder)
+    except ImportError as error:  # a package that is not here, which whoever loads the checkpoint will have
+        return f"The processor was not loaded here: {str(error).strip().splitlines()[0]}"
     except Exception as error:
         raise ArgumentError(f"transformers cannot load the {kind} checkpoint that was written: {error}") from error
-    shells.check_weights(shell, shells.shapes(shells.on_meta(config)), kind)
     if not isinstance(processor, MultimodalProcessor):
-        for (what, ours), (_, found) in zip(_their_batches(processor), _their_batches(theirs), strict=True):
-            for name, value in ours.items():
-                if name not in found or not torch.equal(torch.as_tensor(value), torch.as_tensor(found[name])):
-                    raise ArgumentError(
-                        f"the processor of the {kind} checkpoint makes another {name} of {what} than the one given"
-                    )
-        return
-    key = image_key(processor)
-    mark = processor.tokens[key]
-    first, second, third = probe_images()
+        _compare_same_kind(processor, theirs, kind)
+        return None
+    key = next(iter(processor.media_arguments))
+    if processor.media_arguments[key][0] != "images" or not isinstance(shell.processor, shells.OriginalProcessor):
+        _compare_texts(processor, key, theirs, kind)
+    if processor.media_arguments[key][0] == "images" and processor.llm_tokenizer.chat_template is not None:
+        _compare_chats(processor, theirs, kind)
+    return None
+
+
+def _compare_same_kind(processor: Any, theirs: Any, kind: str) -> None:
+    """A processor of Hugging Face's and what was written of it."""
+    for (what, ours), (_, found) in zip(_their_batches(processor), _their_batches(theirs), strict=True):
+        for name, value in ours.items():
+            if name not in found or not torch.equal(torch.as_tensor(value), torch.as_tensor(found[name])):
+                raise ArgumentError(
+                    f"the processor of the {kind} checkpoint makes another {name} of {what} than the one given"
+                )
+
+
+def _compare_texts(processor: MultimodalProcessor, key: str, theirs: Any, kind: str) -> None:
+    mark, (first, second, third) = processor.tokens[key], _probe_media(processor, key)
     texts = [f"Compare {mark} with {mark}.", f"{mark}What is it?"]
     padding = {"padding": True} if processor.llm_tokenizer.pad_token is not None else {}
+    media = [[first, second], [third]]
     if not padding:
-        texts = texts[:1]
-    images = [[first, second], [third]][: len(texts)]
-    ours = processor({key: {"images": images}}, {"text": texts, **padding}, return_tensors="pt")
-    found = theirs(text=texts, images=images, return_tensors="pt", **padding)
+        texts, media = texts[:1], media[:1]
+    ours = processor({key: _arguments(processor, key, media)}, {"text": texts, **padding}, return_tensors="pt")
+    given = _arguments(processor, key, media)
+    if "sampling_rate" in given:  # which Hugging Face's takes as one flat list, under a name of its own
+        given = {"audio": [sound for sounds in media for sound in sounds], "sampling_rate": given["sampling_rate"]}
+    found = theirs(text=texts, **given, return_tensors="pt", **padding)
     _compare(processor, theirs, ours, found, kind, "a text")
-    if processor.llm_tokenizer.chat_template is not None:
-        _compare_chats(processor, theirs, kind)
 
 
 def _compare_chats(processor: MultimodalProcessor, theirs: Any, kind: str) -> None:
@@ -267,11 +305,15 @@ def _compare(processor: MultimodalProcessor, theirs: Any, ours: BatchFeature, fo
             f"({read[0]!r}). If it puts special tokens around what a chat template wrote, the template must begin with "
             "the tokenizer's bos_token, or the tokenizer must add none"
         )
-    mine = processor.encoder_processors[image_key(processor)]
-    same = type(mine) is type(theirs.image_processor)
-    difference = float((ours["pixel_values"] - found["pixel_values"]).abs().max())
-    if not difference <= (_PIXELS if same else _OTHER_BACKEND):
-        raise ArgumentError(
-            f"the image processor of the {kind} checkpoint ({type(theirs.image_processor).__name__}) makes other "
-            f"pixels of an image than the model's ({type(mine).__name__}): they differ by {difference:.3g}"
-        )
+    mine = next(iter(processor.encoder_processors.values()))
+    other = getattr(theirs, "image_processor", None) or theirs.feature_extractor
+    bound = _PIXELS if type(mine) is type(other) else _OTHER_BACKEND
+    for name, value in ours.items():
+        if not value.is_floating_point() or name not in found:
+            continue
+        difference = float((value - found[name]).abs().max()) if value.shape == found[name].shape else float("inf")
+        if not difference <= bound:
+            raise ArgumentError(
+                f"the processor of the {kind} checkpoint ({type(other).__name__}) makes other {name} of {what} than "
+                f"the model's ({type(mine).__name__}): they differ by {difference:.3g}"
+            )

@@ -7,7 +7,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +29,8 @@ from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
 from cornstarch.models.multimodal_language_model.processing import MultimodalProcessor
 from cornstarch.models.multimodal_language_model.shells import Format, Processor
 
-
-def _original(model: MultimodalModel, processor: Any) -> shells.Shell:
-    """The model that a composition was imported from, with the processor that came with it."""
-    if isinstance(processor, MultimodalProcessor):
-        raise ArgumentError(
-            f"the format {ORIGINAL!r} is written with the original's own processor (AutoProcessor.from_pretrained), "
-            "found a MultimodalProcessor"
-        )
-    return shells.Shell(model=returning.original_of(model), processor=processor)
-
-
 ORIGINAL, DEFAULT_FORMAT = "original", "llava"
-FORMATS: dict[str, Format] = {"llava": export_llava.shell, ORIGINAL: _original}
+FORMATS: dict[str, Format] = {"llava": export_llava.shell, ORIGINAL: returning.shell}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +76,8 @@ def export_to_hf(
         processor: of the model; its tokenizer's chat template goes along, and takes content in parts then. Or, of a
             model that was imported, the one of Hugging Face's that came with it.
         directory: made if it is not there; a former export is replaced as a whole, files of others are not.
-        format: a name in `FORMATS`; None takes `"original"` (that of the model that was imported) if the processor is
-            one of Hugging Face's, else that of the model that was imported, and `"llava"` for one that was composed.
+        format: a name in `FORMATS`; None takes `"original"` (that of the model that was imported), and `"llava"` for
+            one that was composed.
         merge_adapters: write the weights with the active adapters merged into them.
         dtype: of all weights; None keeps theirs.
         verify: run the model and what is to be written on a small batch and compare, before anything is replaced.
@@ -105,7 +94,7 @@ def export_to_hf(
         ArgumentError: if something has no counterpart in the format, with the reason; if what is to be written differs
             from the model, with the largest difference; or if files of others are in the way.
     """
-    name, target = format or _format_of(model, processor), Path(directory)
+    name, target = format or _format_of(model), Path(directory)
     if name not in FORMATS:
         raise ArgumentError(f"unknown format {name!r}; known formats: {', '.join(FORMATS)}")
     if isinstance(processor, MultimodalProcessor) and processor.token_ids != model.modality_token_ids:
@@ -119,9 +108,11 @@ def export_to_hf(
     reference, copy = shells.replica(model, weights), shells.replica(model, weights)
     shells.make_plain(copy)
     shell = FORMATS[name](copy, processor)
-    difference = export_checks.check_model(reference, shell.model, processor, name) if verify else None
+    difference = export_checks.check_model(reference, shell, processor, name) if verify else None
     with _files.replacing(target, "export", main="config.json") as folder:
         _save(shell, folder, max_shard_size)
+        unchecked = export_checks.check_processor(processor, shell, folder, name) if verify else None
+        shell = replace(shell, notes=(*shell.notes, unchecked)) if unchecked is not None else shell
         card = model_card.write(
             model,
             shell,
@@ -133,26 +124,13 @@ def export_to_hf(
             difference=difference,
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
-        if verify:
-            export_checks.check_processor(processor, shell.model, folder, name)
         _check_free(target, [path.name for path in folder.iterdir()])
     return Exported(directory=target, format=name, difference=difference, notes=shell.notes)
 
 
-def _format_of(model: MultimodalModel, processor: Processor) -> str:
+def _format_of(model: MultimodalModel) -> str:
     """The format that a model was imported from; the usual one if it was not."""
-    if not isinstance(processor, MultimodalProcessor):
-        return ORIGINAL
-    origin = model_card.origin_of(model)
-    if not origin:
-        return DEFAULT_FORMAT
-    kind = str(origin.get("config", {}).get("model_type"))
-    if kind not in FORMATS:
-        raise ArgumentError(
-            f"the model was imported from a {kind!r}: give the processor that came with it "
-            f"(AutoProcessor.from_pretrained) to write that format again, or choose another ({', '.join(FORMATS)})"
-        )
-    return kind
+    return ORIGINAL if model.origin is not None and "shape" in model.origin else DEFAULT_FORMAT
 
 
 def _check_free(target: Path, names: Sequence[str]) -> None:

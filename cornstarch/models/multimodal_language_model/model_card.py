@@ -90,10 +90,10 @@ def write(
     Returns:
         Markdown, with YAML before it.
     """
-    hears = getattr(shell.processor, "feature_extractor", None)
+    hears = getattr(shell.processor, "hears", getattr(shell.processor, "feature_extractor", None) is not None)
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag="image-text-to-text" if hears is None else "audio-text-to-text",
+        pipeline_tag="audio-text-to-text" if hears else "image-text-to-text",
         license=license,
         base_model=list(base_model) or None,
         datasets=list(datasets) or None,
@@ -102,7 +102,7 @@ def write(
     named = [*base_model] or ["parts of no name on the hub"]
     lines = [
         f"---\n{data.to_yaml()}\n---\n",
-        f"# A model that takes {'images' if hears is None else 'sounds'} and text\n",
+        f"# A model that takes {'sounds' if hears else 'images'} and text\n",
         f"Composed with Cornstarch {__version__} of {', '.join(named)}, and written in the format `{format}` of "
         "transformers, which loads it without Cornstarch.\n",
         "## Use\n",

@@ -1,9 +1,6 @@
 """6f. Back into the format that a model came from: its parts in the places that they were taken from."""
 
-import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,37 +19,12 @@ _CALLBACKS = ("preprocess_callback", "postprocess_module_callback", "postprocess
 _MARKING = ("mm_token_type_ids", "token_type_ids")
 
 
-@dataclass(frozen=True)
-class OriginalProcessor:
-    """The files of a model's own processor, as they were read, with a tokenizer that may have grown.
-
-    Attributes:
-        tokenizer: written anew.
-        files: name to contents of the rest.
-    """
-
-    tokenizer: Any
-    files: Mapping[str, str]
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write them."""
-        tokenizer = copy.deepcopy(self.tokenizer)
-        tokenizer.chat_template = None if _has_template(self.files) else tokenizer.chat_template
-        tokenizer.save_pretrained(folder)
-        for name, contents in self.files.items():
-            (Path(folder) / name).write_text(contents, encoding="utf-8")
-
-
-def _has_template(files: Mapping[str, str]) -> bool:
-    return any("chat_template" in name or "chat_template" in contents for name, contents in files.items())
-
-
-def shell(model: MultimodalModel, processor: MultimodalProcessor) -> shells.Shell:
+def shell(model: MultimodalModel, processor: shells.Processor) -> shells.Shell:
     """The model that a composition was imported from, with the composition's weights, and its own processor.
 
     Args:
         model: a replica of plain parts, used up.
-        processor: that of the import.
+        processor: that of the import; or the one of Hugging Face's that came with the original.
 
     Returns:
         The original and its processor.
@@ -61,10 +33,12 @@ def shell(model: MultimodalModel, processor: MultimodalProcessor) -> shells.Shel
         ArgumentError: as `original_of`; or if the processor is not the original's.
     """
     made = original_of(model)
+    if not isinstance(processor, MultimodalProcessor):
+        return shells.Shell(model=made, processor=processor)
     if not processor.origin_files:
         raise ArgumentError(
-            "the processor was not made of the original's, whose files the format needs: make it with "
-            "MultimodalProcessor.from_pretrained_multimodal_model"
+            "the processor was not made of the original's, whose files the format needs: give the original's own "
+            "(AutoProcessor.from_pretrained), or make it with MultimodalProcessor.from_pretrained_multimodal_model"
         )
     names = anatomy.forward_arguments(made).names
 
@@ -74,7 +48,7 @@ def shell(model: MultimodalModel, processor: MultimodalProcessor) -> shells.Shel
         return {**batch, **{name: marks for name in _MARKING if name in names}}
 
     return shells.Shell(
-        model=made, processor=OriginalProcessor(processor.llm_tokenizer, processor.origin_files), inputs=inputs
+        model=made, processor=shells.OriginalProcessor(processor.llm_tokenizer, processor.origin_files), inputs=inputs
     )
 
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -30,6 +31,42 @@ class Shell:
     processor: Any
     notes: tuple[str, ...] = ()
     inputs: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+
+
+@dataclass(frozen=True)
+class OriginalProcessor:
+    """The files of a model's own processor, as they were read, with a tokenizer that may have grown.
+
+    Attributes:
+        tokenizer: written anew.
+        files: name to contents of the rest.
+    """
+
+    tokenizer: Any
+    files: Mapping[str, str]
+
+    @property
+    def chat_template(self) -> Any:
+        """The tokenizer's."""
+        return self.tokenizer.chat_template
+
+    @property
+    def hears(self) -> bool:
+        """Whether it is for sounds."""
+        return any("feature_extractor_type" in contents for contents in self.files.values())
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write them."""
+        tokenizer = copy.deepcopy(self.tokenizer)
+        if _has_template(self.files):  # which is not changed, where ours may have been
+            tokenizer.chat_template = None
+        tokenizer.save_pretrained(folder)
+        for name, contents in self.files.items():
+            (Path(folder) / name).write_text(contents, encoding="utf-8")
+
+
+def _has_template(files: Mapping[str, str]) -> bool:
+    return any("chat_template" in name or "chat_template" in contents for name, contents in files.items())
 
 
 # A composition's processor, or that of Hugging Face's which came with a model that was imported.
