@@ -154,6 +154,7 @@ def test_llava(
     model, processor = pair(vision, lm, kind=kind, layers=layers, skip_first=skip_first)
     loaded = check(model, processor, tmp_path)
     assert loaded.config.projector_hidden_act == ("linear" if kind == "linear" else "gelu")
+    assert loaded.generation_config.eos_token_id == [2, 258]  # the language model's own, and the template's
 
 
 @pytest.mark.parametrize("vocabulary, rows", [(parts.VOCABULARY, 260), (320, 320)], ids=["beyond", "spare"])
@@ -251,6 +252,10 @@ def test_what_a_part_was_made_without(tmp_path: Path) -> None:
 def adapted(part: Any, **options: Any) -> Any:
     """A part with an adapter that changes what it computes."""
     wrapped = peft.get_peft_model(part, peft.LoraConfig(r=2, init_lora_weights=False, **options))
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if ".modules_to_save." in name or "trainable_tokens" in name:
+                parameter += 0.1  # as if it had been trained
     return wrapped.to(torch.float64)
 
 
@@ -275,7 +280,9 @@ def test_adapters_are_merged_into_a_copy(tmp_path: Path, options: dict[str, Any]
     model.eval()
     with pytest.raises(ArgumentError, match=r"has adapters .*--merge-adapters"):
         export_to_hf(model, processor, tmp_path)
-    check(model, processor, tmp_path, merge_adapters=True)
+    loaded = check(model, processor, tmp_path, merge_adapters=True)
+    still_tied = tie and "lm_head" not in [*options["target_modules"], *options.get("modules_to_save", [])]
+    assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) == still_tied
 
 
 def test_adapters_inside_a_part(tmp_path: Path) -> None:
@@ -383,7 +390,8 @@ def test_templates_take_content_in_parts(tmp_path: Path, template: str) -> None:
 def test_names_of_models_inputs(tmp_path: Path) -> None:
     """A tokenizer that gives more than the language model takes gives no more than that in the checkpoint."""
     model, processor = pair()
-    processor.llm_tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    processor.llm_tokenizer.model_input_names = processor.llm_tokenizer.init_kwargs["model_input_names"] = names
     export_to_hf(model, processor, tmp_path)
     found = AutoProcessor.from_pretrained(tmp_path)(text=["a"], return_tensors="pt")
     assert sorted(found) == ["attention_mask", "input_ids"]
