@@ -1,10 +1,8 @@
 """The processor of an imported model: the original's ids and tensors, and the model's outputs on them."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from cornstarch import ArgumentError, MultimodalModel, MultimodalProcessor
 from tests import parts
@@ -26,7 +24,8 @@ def test_text_files_are_kept(saved: Saved, pair: tuple[MultimodalModel, Multimod
     """As they are, also after saving and loading."""
     model, processor = pair
     names = {path.name for path in saved.folder.iterdir() if "processor" in path.name or "template" in path.name}
-    assert names and set(processor.origin_files) == names
+    assert names
+    assert set(processor.origin_files) == names
     for name in names:
         assert processor.origin_files[name] == (saved.folder / name).read_text(encoding="utf-8")
     processor.save_pretrained(tmp_path)

@@ -94,7 +94,7 @@ def export_to_hf(
         ArgumentError: if something has no counterpart in the format, with the reason; if what is to be written differs
             from the model, with the largest difference; or if files of others are in the way.
     """
-    name, target = format or _format_of(model), Path(directory)
+    name, target = format or _format_of(model, processor), Path(directory)
     if name not in FORMATS:
         raise ArgumentError(f"unknown format {name!r}; known formats: {', '.join(FORMATS)}")
     if isinstance(processor, MultimodalProcessor) and processor.token_ids != model.modality_token_ids:
@@ -128,9 +128,14 @@ def export_to_hf(
     return Exported(directory=target, format=name, difference=difference, notes=shell.notes)
 
 
-def _format_of(model: MultimodalModel) -> str:
+def _format_of(model: MultimodalModel, processor: Processor) -> str:
     """The format that a model was imported from; the usual one if it was not."""
-    return ORIGINAL if model.origin is not None and "shape" in model.origin else DEFAULT_FORMAT
+    if not isinstance(processor, MultimodalProcessor):
+        return ORIGINAL
+    if model.origin is None or "shape" not in model.origin:
+        return DEFAULT_FORMAT
+    kind = str(model.origin["config"].get("model_type"))
+    return kind if kind in FORMATS and not processor.origin_files else ORIGINAL
 
 
 def _check_free(target: Path, names: Sequence[str]) -> None:
