@@ -20,13 +20,12 @@ IMAGE, SOUND = 200, 201  # ids beyond every embedding table
 
 
 def find(name: str) -> Any:
-    """A class by the name that a row of the zoo's table has for it; a text backbone with a head around it."""
+    """A class by the name that a row of the zoo's table has for it."""
     module, _, leaf = name.rpartition(".")
     if module.startswith("tests."):
         return getattr(importlib.import_module(module), leaf)
     owner = importlib.import_module(f"transformers.models.{module}.modeling_{module}") if module else transformers
-    found = getattr(owner, leaf)
-    return with_head(found) if is_backbone(found) else found
+    return getattr(owner, leaf)
 
 
 # --- language models --------------------------------------------------------------------------------------------------
@@ -49,7 +48,9 @@ def language_model(
 ) -> Any:
     """A tiny causal language model: width 32, two layers, 96 tokens, in training mode."""
     torch.manual_seed(seed)
-    return loud(find(LANGUAGE_MODELS[family].cls)(language_model_config(family, drop, **changes)), dtype)
+    cls = find(LANGUAGE_MODELS[family].cls)
+    cls = with_head(cls) if is_backbone(cls) else cls
+    return loud(cls(language_model_config(family, drop, **changes)), dtype)
 
 
 # --- encoders ---------------------------------------------------------------------------------------------------------

@@ -39,15 +39,15 @@ def cover() -> list[tuple[str, str]]:
     chosen: list[tuple[str, str]] = []
     uses = dict.fromkeys([*(f"e {name}" for name in ENCODERS), *(f"l {name}" for name in LANGUAGE_MODELS)], 0)
     while wanted:
-        pairs = [(encoder, text) for encoder in ENCODERS for text in LANGUAGE_MODELS if (encoder, text) not in chosen]
-
-        def worth(pair: tuple[str, str]) -> tuple[int, int]:
-            met = {(a, b) for a in kinds[pair[0]] for b in traits[pair[1]]} & wanted
-            return len(met), -uses[f"e {pair[0]}"] - uses[f"l {pair[1]}"]  # rows that ran least, first
-
-        best = max(pairs, key=worth)
+        met = {
+            (encoder, text): {(a, b) for a in kinds[encoder] for b in traits[text]} & wanted
+            for encoder in ENCODERS
+            for text in LANGUAGE_MODELS
+        }
+        # Of those that are worth most, the rows that ran least.
+        best = max(met, key=lambda pair: (len(met[pair]), -uses[f"e {pair[0]}"] - uses[f"l {pair[1]}"]))
         chosen.append(best)
-        wanted -= {(a, b) for a in kinds[best[0]] for b in traits[best[1]]}
+        wanted -= met[best]
         uses[f"e {best[0]}"] += 1
         uses[f"l {best[1]}"] += 1
     return chosen
