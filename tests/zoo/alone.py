@@ -1,5 +1,6 @@
 """What a class does by itself: what it cannot do alone, no composition can ask of it."""
 
+import inspect
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -33,8 +34,6 @@ def checkpointed(name: str, encodes: bool) -> None:
 
 def padded(name: str, encodes: bool) -> None:
     """Logits of embeddings padded on either side are those of the embeddings alone."""
-    if encodes:
-        return
     part = _made(name, encodes, F32)
     embeds = _embeds(part, F32)
     with torch.no_grad():
@@ -42,15 +41,13 @@ def padded(name: str, encodes: bool) -> None:
         for side in ("left", "right"):
             given, mask = _padded(embeds, side)
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
-            more = {"position_ids": positions} if "position_ids" in part.forward.__code__.co_varnames else {}
+            more = {"position_ids": positions} if "position_ids" in inspect.signature(part.forward).parameters else {}
             found = part(inputs_embeds=given, attention_mask=mask, **more).logits[1, mask[1].bool()]
             assert_near_largest(found, alone, side)
 
 
 def generates(name: str, encodes: bool) -> None:
     """Its own `generate` from left-padded embeddings gives the greedy tokens of each sample alone."""
-    if encodes:
-        return
     part = _made(name, encodes, F32)
     embeds = _embeds(part, F32)
     given, mask = _padded(embeds, "left")
@@ -81,10 +78,10 @@ def saved(name: str, encodes: bool) -> None:
         assert_near(state[place].double(), value.double(), 1e-12, place)
 
 
+# What of it a language model alone is asked for.
+TEXT_ONLY = ("padded", "generates")
 ALONE: dict[str, Alone] = {
-    "forward": backward,
     "backward": backward,
-    "frozen": backward,
     "checkpointed": checkpointed,
     "padded": padded,
     "generates": generates,

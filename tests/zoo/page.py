@@ -14,13 +14,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"
 
 
 class Cell(NamedTuple):
-    """One check of one pair."""
+    """One check of one pair, or of a class by itself."""
 
-    encoder: str
-    language_model: str
+    encoder: str | None
+    language_model: str | None
     check: str
     reason: str  # why it failed; empty if it passed
-    alone: str  # what the classes of a failed pair do alone; empty if they do it
 
 
 _HEAD = """# What was run
@@ -31,8 +30,12 @@ encoder was composed with every language model for loss and logits. All of it is
 written by hand, out of the classes' own `forward`. The models are tiny and random: this shows that they fit together,
 not how well they learn. `make zoo` runs it again and writes this page.
 
+Each class first runs by itself, without this package: forward and backward, transformers' own checkpointing, PEFT,
+saving, and for a language model padding and its own `generate` from embeddings. What it cannot do alone is no matter of
+composing; `alone` in the tables says whether it can.
+
 Run with transformers {transformers} and torch {torch}. **{passed} cells passed of {cells}**: {pairs} pairs, {full} of
-them through everything.
+them through everything. By themselves, the classes passed {alone_passed} of {alone}.
 
 | check | what must hold |
 |---|---|
@@ -46,21 +49,27 @@ def write(cells: Iterable[Cell], path: Path = PAGE) -> None:
         cells: of a whole run.
         path: where it goes.
     """
-    cells = list(dict.fromkeys(cells))
-    path.write_text(text(cells), encoding="utf-8")
+    path.write_text(text(list(dict.fromkeys(cells))), encoding="utf-8")
 
 
 def text(cells: list[Cell]) -> str:
     """The page as text."""
-    full = sorted({(cell.encoder, cell.language_model) for cell in cells if cell.check != "forward"})
+    alone = {}
+    for cell in cells:
+        if not (cell.encoder and cell.language_model):
+            alone.setdefault((cell.encoder, cell.language_model), []).append(cell)
+    cells = [cell for cell in cells if cell.encoder and cell.language_model]
     pairs = {(cell.encoder, cell.language_model) for cell in cells}
+    by_themselves = [cell for mine in alone.values() for cell in mine]
     made = _HEAD.format(
         transformers=transformers.__version__,
         torch=torch.__version__.partition("+")[0],
         passed=sum(1 for cell in cells if not cell.reason),
         cells=len(cells),
         pairs=len(pairs),
-        full=len(full),
+        full=len({(cell.encoder, cell.language_model) for cell in cells if cell.check != "forward"}),
+        alone_passed=sum(1 for cell in by_themselves if not cell.reason),
+        alone=len(by_themselves),
     )
     made += "".join(f"| {name} | {_told(check.__doc__)} |\n" for name, check in CHECKS.items())
     made += "\n## Encoders\n\nWith a Llama. Features are those of two inputs.\n\n"
@@ -68,6 +77,7 @@ def text(cells: list[Cell]) -> str:
         ("encoder", "class", "features"),
         ((name, _class(row.cls), " + ".join(map(str, row.features))) for name, row in ENCODERS.items()),
         {name: [cell for cell in cells if (cell.encoder, cell.language_model) == (name, "llama")] for name in ENCODERS},
+        {name: alone[name, None] for name in ENCODERS},
     )
     made += "\n## Language models\n\nWith a CLIP tower.\n\n"
     made += _table(
@@ -77,14 +87,17 @@ def text(cells: list[Cell]) -> str:
             name: [cell for cell in cells if (cell.encoder, cell.language_model) == ("clip", name)]
             for name in LANGUAGE_MODELS
         },
+        {name: alone[None, name] for name in LANGUAGE_MODELS},
     )
-    made += _matrix(cells)
-    failed = [cell for cell in cells if cell.reason]
-    made += "\n## What fails\n\n" + ("" if failed else "Nothing.\n")
-    for cell in failed:
-        alone = cell.alone or "each class alone does it"
-        made += f"- {cell.encoder} with {cell.language_model}, {cell.check}: `{cell.reason}`. Alone: {alone}.\n"
-    return made
+    made += _matrix(cells) + "\n## What fails\n\n" + _failures(cells)
+    return made + "\n## What a class does not do by itself\n\n" + _failures(by_themselves)
+
+
+def _failures(cells: list[Cell]) -> str:
+    lines = (
+        f"- {' with '.join(filter(None, cell[:2]))}, {cell.check}: `{cell.reason}`\n" for cell in cells if cell.reason
+    )
+    return "".join(lines) or "Nothing.\n"
 
 
 def _told(docstring: str | None) -> str:
@@ -95,13 +108,23 @@ def _class(name: str) -> str:
     return f"`{name.rpartition('.')[2]}`"
 
 
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]], cells: dict[str, list[Cell]]) -> str:
-    made = "| " + " | ".join((*head, *CHECKS)) + " |\n" + "|---" * (len(head) + len(CHECKS)) + "|\n"
+def _table(
+    head: tuple[str, ...],
+    rows: Iterable[tuple[str, ...]],
+    cells: dict[str, list[Cell]],
+    alone: dict[str, list[Cell]],
+) -> str:
+    made = "| " + " | ".join((*head, "alone", *CHECKS)) + " |\n" + "|---" * (len(head) + 1 + len(CHECKS)) + "|\n"
     for row in rows:
         reasons = {cell.check: cell.reason for cell in cells[row[0]]}
-        marks = ["yes" if reasons.get(check) == "" else "**no**" for check in CHECKS]
+        marks = [_mark(not any(cell.reason for cell in alone[row[0]]))]
+        marks += [_mark(reasons.get(check) == "") for check in CHECKS]
         made += "| " + " | ".join((*row, *marks)) + " |\n"
     return made
+
+
+def _mark(passed: bool) -> str:
+    return "yes" if passed else "**no**"
 
 
 def _matrix(cells: list[Cell]) -> str:

@@ -7,16 +7,16 @@ import os
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import transformers
 
 from tests.zoo import making, page
-from tests.zoo.alone import ALONE
+from tests.zoo.alone import ALONE, TEXT_ONLY
 from tests.zoo.checks import CHECKS, compare_forward
 from tests.zoo.table import ENCODERS, LANGUAGE_MODELS
 
@@ -24,11 +24,11 @@ BASE_ENCODER, BASE_LANGUAGE_MODEL = "clip", "llama"
 
 
 class Job(NamedTuple):
-    """Rows that run together in one process: an encoder or None for all, a language model, and whether all is run."""
+    """Rows that run together in one process."""
 
-    encoder: str | None
-    language_model: str
-    everything: bool
+    encoder: str | None  # None for all of them, one forward pass each
+    language_model: str | None  # None for an encoder by itself
+    by_itself: bool = False
 
 
 def cover() -> list[tuple[str, str]]:
@@ -54,10 +54,12 @@ def cover() -> list[tuple[str, str]]:
 
 
 def all_jobs() -> list[Job]:
-    """Every row through everything with one partner, the cover, and every pair through a forward pass."""
+    """Every row by itself, every row through everything with one partner, the cover, and every pair through a forward
+    pass."""
+    alone = [Job(name, None, True) for name in ENCODERS] + [Job(None, name, True) for name in LANGUAGE_MODELS]
     pairs = {(name, BASE_LANGUAGE_MODEL) for name in ENCODERS} | {(BASE_ENCODER, name) for name in LANGUAGE_MODELS}
-    full = [Job(encoder, text, True) for encoder, text in sorted(pairs | set(cover()))]
-    return full + [Job(None, text, False) for text in LANGUAGE_MODELS]
+    full = [Job(encoder, text) for encoder, text in sorted(pairs | set(cover()))]
+    return alone + full + [Job(None, text) for text in LANGUAGE_MODELS]
 
 
 def run(job: Job) -> list[page.Cell]:
@@ -66,31 +68,29 @@ def run(job: Job) -> list[page.Cell]:
 
 
 def _run(job: Job) -> Iterator[page.Cell]:
-    if job.encoder is not None:
+    encoder, text = job.encoder, job.language_model
+    if job.by_itself:
+        name, encodes = (encoder, True) if encoder else (text, False)
+        for check, function in ALONE.items():
+            if encodes and check in TEXT_ONLY:
+                continue
+            yield page.Cell(encoder, text, check, _reason(function, name, encodes))
+    elif encoder:
         for check, function in CHECKS.items():
-            reason = _reason(lambda: function(job.encoder, job.language_model))  # noqa: B023 - called at once
-            yield page.Cell(job.encoder, job.language_model, check, reason, _alone(job, check) if reason else "")
-        return
-    text = making.language_model(job.language_model)
-    for encoder in ENCODERS:
-        reason = _reason(lambda: compare_forward(encoder, making.compose(making.cached_encoder(encoder), text)))  # noqa: B023
-        yield page.Cell(encoder, job.language_model, "forward", reason, "")
+            yield page.Cell(encoder, text, check, _reason(function, encoder, text))
+    else:
+        made = making.language_model(text)
+        for encoder in ENCODERS:
+            reason = _reason(
+                lambda name: compare_forward(name, making.compose(making.cached_encoder(name), made)), encoder
+            )
+            yield page.Cell(encoder, text, "forward", reason)
 
 
-def _alone(job: Job, check: str) -> str:
-    """What the two classes of a pair that failed do alone."""
-    found = [
-        f"{name} alone: {reason}"
-        for name, encodes in ((job.encoder, True), (job.language_model, False))
-        if (reason := _reason(lambda: ALONE[check](name, encodes)))  # noqa: B023
-    ]
-    return "; ".join(found)
-
-
-def _reason(function: object) -> str:
+def _reason(function: Callable[..., None], *arguments: Any) -> str:
     """What a check fails with, in one line; empty if it passes."""
     try:
-        function()  # type: ignore[operator]
+        function(*arguments)
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f" ({Path(place.filename).name}:{place.lineno})" if not isinstance(error, AssertionError) else ""

@@ -375,6 +375,26 @@ def first_position(language_model: nn.Module) -> int:
     return 0
 
 
+def most_positions(language_model: nn.Module) -> int | None:
+    """How many positions a language model has in a table, learned or computed; None where any number will do."""
+    sizes = [
+        module.num_embeddings - int(getattr(module, "offset", 0))
+        for name, module in language_model.named_modules()
+        if isinstance(module, nn.Embedding) and _tells_positions(name)
+    ]
+    sizes += [
+        buffer.shape[0]
+        for name, buffer in language_model.named_buffers()
+        if buffer.dim() == 2 and buffer.is_floating_point() and _tells_positions(name)
+    ]
+    return min(sizes) - first_position(language_model) if sizes else None
+
+
+def _tells_positions(name: str) -> bool:
+    leaf = name.rpartition(".")[2]
+    return leaf == "wpe" or "position" in leaf
+
+
 def generates_from_embeddings(language_model: nn.Module) -> bool:
     """Whether an unwrapped language model's own `generate` can start from embeddings."""
     prepare = getattr(language_model, "prepare_inputs_for_generation", None)

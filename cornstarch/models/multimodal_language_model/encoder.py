@@ -225,7 +225,7 @@ def _counted(encoder: nn.Module, inputs: Mapping[str, Any], hidden: Tensor) -> t
     if mask is not None:
         padded = mask.sum(-1).tolist()
         if (mask[:, 1:] & ~mask[:, :-1]).any():  # padding first
-            order = mask.int().argsort(-1, descending=True, stable=True)
+            order = mask.int().sort(dim=-1, descending=True, stable=True).indices
             hidden = hidden.gather(1, order.unsqueeze(-1).expand_as(hidden))
     counts = [min(count, hidden.shape[1]) for count in padded or []]
     return hidden, counts if any(count < hidden.shape[1] for count in counts) else None

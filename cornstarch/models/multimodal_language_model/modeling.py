@@ -64,6 +64,7 @@ class MultimodalModel(Composition):
                 raise ArgumentError(f"modality {key!r}: {error}") from None
         super().__init__(encoders, language_model)
         self._first_position = anatomy.first_position(language_model)
+        self._most_positions = anatomy.most_positions(freezing.unwrap(language_model))
         self.preprocess_llm_callback = preprocess_llm_callback
         self.train(language_model.training)  # parts from `from_pretrained` come in evaluation mode
 
@@ -165,6 +166,7 @@ class MultimodalModel(Composition):
     def _with_defaults(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Positions that follow the attention mask, and no cache where none is read, unless the caller said else."""
         taken = anatomy.language_model_arguments(freezing.unwrap(self.language_model)).names
+        merge.check_positions(self._most_positions, self._first_position, arguments)
         embeds, mask = arguments["inputs_embeds"], arguments.get("attention_mask")
         if ready_mask.is_ready(mask):
             ready_mask.check(self.language_model, embeds)
@@ -316,6 +318,8 @@ class MultimodalModel(Composition):
             arguments.setdefault("output_router_logits", False)  # a loss of routers, which fails on cached positions
         arguments = self._preprocess_llm(arguments, input_ids, inputs)
         arguments.pop("input_ids", None)
+        new = int(arguments.get("max_new_tokens") or 0)
+        merge.check_positions(self._most_positions, self._first_position, arguments, new)
         if generation.processors_ignore_unknown_ids():
             return self.language_model.generate(**arguments, input_ids=input_ids)
         known = generation.ids_within_vocabulary(
