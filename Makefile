@@ -4,6 +4,7 @@
 #   make test        the tests (five minutes at most)
 #   make test-all    the slow tests too, and the tests against a built wheel
 #   make check       lint, format, types, docstrings, import edges
+#   make zoo         every encoder with every language model, and docs/zoo.md (five minutes)
 #   make bench       the benchmarks: ratios and goals, as tables
 #   make docs        the documentation as a site, in docs/_build/html
 #   make test-lowest the tests with the lowest versions pyproject.toml allows
@@ -22,7 +23,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TESTS := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 WORKERS ?= 2
 
-.PHONY: bench demo test test-all test-slow test-wheel test-lowest check docs format clean
+.PHONY: bench demo test test-all test-slow test-wheel test-lowest zoo check docs format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m cornstarch.cli.demo examples/digits.yaml --run.overwrite true $(DEMO_ARGS)
@@ -37,6 +38,9 @@ test-slow: $(VENV)/.check
 	$(TESTS) -n $(WORKERS) -m slow tests
 
 test-all: test test-slow test-wheel
+
+zoo: $(VENV)/.check
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.zoo.run --workers $(WORKERS)
 
 check: $(VENV)/.check
 	$(BIN)/ruff check .

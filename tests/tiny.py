@@ -4,62 +4,43 @@ Weights are spread wider than Hugging Face initialises them, biases and norms in
 bias or an image that does not arrive shows in the logits.
 """
 
+import importlib
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
-from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from cornstarch import ModalEncoderModule, MultimodalModel
+from cornstarch.models.multimodal_language_model.backbone import is_backbone, with_head
+from tests.zoo.table import ENCODERS, IMAGE_SIZE, LANGUAGE_MODELS, LM_SIZES, PAD, VOCABULARY
 
-VOCABULARY, PAD = 96, 0
 IMAGE, SOUND = 200, 201  # ids beyond every embedding table
-IMAGE_SIZE, PATCH = 8, 4  # four patches an image
+
+
+def find(name: str) -> Any:
+    """A class by the name that a row of the zoo's table has for it."""
+    module, _, leaf = name.rpartition(".")
+    if module.startswith("tests."):
+        return getattr(importlib.import_module(module), leaf)
+    owner = importlib.import_module(f"transformers.models.{module}.modeling_{module}") if module else transformers
+    return getattr(owner, leaf)
+
 
 # --- language models --------------------------------------------------------------------------------------------------
-
-_LM_SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 128,
-    "pad_token_id": PAD,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "tie_word_embeddings": False,
-}
-_GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
-LANGUAGE_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("LlamaForCausalLM", _GROUPED),
-    "qwen2": ("Qwen2ForCausalLM", _GROUPED),
-    "qwen3": ("Qwen3ForCausalLM", _GROUPED),
-    "mistral": ("MistralForCausalLM", {**_GROUPED, "sliding_window": None}),
-    # Those whose positions are learned, counted from the mask, or biases on the attention.
-    "opt": ("OPTForCausalLM", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
-    "gpt2": ("GPT2LMHeadModel", {}),
-    "falcon": ("FalconForCausalLM", {"alibi": False, "multi_query": False, "bias": True}),
-    "falcon-alibi": ("FalconForCausalLM", {"alibi": True, "multi_query": False, "bias": True}),
-    "bloom": ("BloomForCausalLM", {"n_layer": 2, "n_head": 4}),
-}
 
 
 def language_model_config(family: str = "llama", drop: float = 0.0, **changes: Any) -> PreTrainedConfig:
     """The config of a tiny causal language model.
 
     Args:
-        family: a key of `LANGUAGE_MODELS`.
+        family: a row of the zoo's table.
         drop: every rate of dropout the config knows.
         **changes: other arguments of the config.
     """
-    class_name, arguments = LANGUAGE_MODELS[family]
-    config = getattr(transformers, class_name).config_class(**{**_LM_SIZES, **arguments, **changes})
-    return with_drop(config, drop)
+    row = LANGUAGE_MODELS[family]
+    return with_drop(find(row.cls).config_class(**{**LM_SIZES, **row.arguments, **changes}), drop)
 
 
 def language_model(
@@ -67,80 +48,21 @@ def language_model(
 ) -> Any:
     """A tiny causal language model: width 32, two layers, 96 tokens, in training mode."""
     torch.manual_seed(seed)
-    cls = getattr(transformers, LANGUAGE_MODELS[family][0])
+    cls = find(LANGUAGE_MODELS[family].cls)
+    cls = with_head(cls) if is_backbone(cls) else cls
     return loud(cls(language_model_config(family, drop, **changes)), dtype)
 
 
 # --- encoders ---------------------------------------------------------------------------------------------------------
 
-_TOWER = {
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": IMAGE_SIZE,
-    "patch_size": PATCH,
-}
-_WAV2VEC2 = {
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "conv_dim": (8, 8),
-    "conv_stride": (5, 2),
-    "conv_kernel": (10, 3),
-    "num_conv_pos_embeddings": 8,
-    "num_conv_pos_embedding_groups": 2,
-    "feat_extract_norm": "layer",
-    "apply_spec_augment": False,
-}
-_QWEN_TOWER = {"depth": 2, "num_heads": 2, "in_channels": 3, "patch_size": PATCH, "temporal_patch_size": 2}
-ENCODERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "clip": (transformers.CLIPVisionModel, transformers.CLIPVisionConfig, _TOWER),
-    "siglip": (transformers.SiglipVisionModel, transformers.SiglipVisionConfig, _TOWER),
-    "dinov2": (transformers.Dinov2Model, transformers.Dinov2Config, {**_TOWER, "mlp_ratio": 2}),
-    "sam": (
-        transformers.models.sam.modeling_sam.SamVisionModel,
-        transformers.SamVisionConfig,
-        {**_TOWER, "output_channels": 16, "mlp_dim": 40, "window_size": 2, "global_attn_indexes": [1]},
-    ),
-    "convnext": (
-        transformers.ConvNextModel,
-        transformers.ConvNextConfig,
-        {"hidden_sizes": [8, 24], "depths": [1, 1], "num_stages": 2, "patch_size": PATCH},
-    ),
-    "qwen2-vl": (
-        Qwen2VisionTransformerPretrainedModel,
-        Qwen2VisionTransformerPretrainedModel.config_class,
-        {**_QWEN_TOWER, "embed_dim": 24, "hidden_size": 40, "mlp_ratio": 2},
-    ),
-    "qwen2.5-vl": (
-        Qwen2_5_VisionTransformerPretrainedModel,
-        Qwen2_5_VisionTransformerPretrainedModel.config_class,
-        {**_QWEN_TOWER, "hidden_size": 24, "out_hidden_size": 40, "intermediate_size": 40, "window_size": 16},
-    ),
-    "whisper": (
-        WhisperEncoder,
-        transformers.WhisperConfig,
-        {
-            "d_model": 24,
-            "encoder_layers": 2,
-            "encoder_attention_heads": 2,
-            "encoder_ffn_dim": 40,
-            "num_mel_bins": 8,
-            "max_source_positions": 6,
-        },
-    ),
-    "wav2vec2": (transformers.Wav2Vec2Model, transformers.Wav2Vec2Config, _WAV2VEC2),
-}
 # Rows that an image of `images()` or a sound of `sounds()` yields.
-ROWS = {"clip": 5, "siglip": 4, "dinov2": 5, "sam": 4, "convnext": 1, "whisper": 6}
+ROWS = {name: row.features[0] for name, row in ENCODERS.items()}
 
 
 def encoder_config(family: str = "clip", drop: float = 0.0, **changes: Any) -> PreTrainedConfig:
-    """The config of a tiny encoder: a key of `ENCODERS`, every rate of dropout it knows, other arguments."""
-    _, config_class, arguments = ENCODERS[family]
-    return with_drop(config_class(**{**arguments, **changes}), drop)
+    """The config of a tiny encoder: a row of the zoo's table, every rate of dropout it knows, other arguments."""
+    row = ENCODERS[family]
+    return with_drop(find(row.cls).config_class(**{**row.arguments, **changes}), drop)
 
 
 def encoder(
@@ -148,7 +70,9 @@ def encoder(
 ) -> Any:
     """A tiny encoder of images or sounds: width 24, two layers, in training mode."""
     torch.manual_seed(seed)
-    return loud(ENCODERS[family][0](encoder_config(family, drop, **changes)), dtype)
+    cls = find(ENCODERS[family].cls)
+    config = [encoder_config(family, drop, **changes)] if hasattr(cls, "config_class") else []
+    return loud(cls(*config), dtype)
 
 
 # --- inputs -----------------------------------------------------------------------------------------------------------

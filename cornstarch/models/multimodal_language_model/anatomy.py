@@ -225,6 +225,9 @@ def main_input_name(encoder: nn.Module) -> str:
     return stated if stated in names else names[0]
 
 
+# What encoders call a mask with an entry for each of their rows.
+_MASKS_OF_ROWS = ("attention_mask", "pixel_attention_mask")
+
 # --- outputs ----------------------------------------------------------------------------------------------------------
 
 Rows = Tensor | list[Tensor]
@@ -320,7 +323,7 @@ def _has_width_last(encoder: nn.Module) -> bool | None:
 
 
 def packed_feature_counts(encoder: nn.Module, inputs: Mapping[str, Any]) -> list[int] | None:
-    """Rows of each input of a tower that packs its inputs into one sequence, told by their grids or sizes in pixels.
+    """Rows of each input of a tower that packs its inputs into one sequence, told by their grids, sizes or lengths.
 
     Args:
         encoder: the unwrapped encoder.
@@ -329,13 +332,15 @@ def packed_feature_counts(encoder: nn.Module, inputs: Mapping[str, Any]) -> list
     Returns:
         One count per input; None where nothing tells.
     """
-    grid, sizes = inputs.get("grid_thw"), inputs.get("image_sizes")
+    grid, sizes, lengths = (inputs.get(name) for name in ("grid_thw", "image_sizes", "feature_lens"))
     if isinstance(grid, Tensor):
         merged = int(getattr(encoder, "spatial_merge_size", 1)) ** 2
         return [int(cells) // merged for cells in grid.prod(-1).tolist()]
     patch = getattr(getattr(encoder, "config", None), "patch_size", None)
     if sizes is not None and isinstance(patch, int):
         return [int(count) for count in (torch.as_tensor(sizes) // patch).prod(-1).tolist()]
+    if isinstance(lengths, Tensor) and lengths.dim() == 1:
+        return _output_lengths(encoder, lengths)
     return None
 
 
@@ -349,14 +354,34 @@ def padded_feature_counts(encoder: nn.Module, inputs: Mapping[str, Any]) -> list
     Returns:
         One count per input; None without such a map or a mask (inputs, input length).
     """
-    lengths_of = getattr(encoder, "_get_feat_extract_output_lengths", None)
     mask = inputs.get("attention_mask")
     mask = inputs.get("feature_attention_mask") if mask is None or mask.dim() != 2 else mask
-    if lengths_of is None or not isinstance(mask, Tensor) or mask.dim() != 2:
+    return _output_lengths(encoder, mask.sum(-1)) if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+
+def _output_lengths(encoder: nn.Module, lengths: Tensor) -> list[int] | None:
+    """Lengths of inputs (N,) to numbers of rows by the encoder's own map, which convolutional ones have."""
+    lengths_of = getattr(encoder, "_get_feat_extract_output_lengths", None)
+    if lengths_of is None:
         return None
-    lengths = lengths_of(mask.sum(-1))
+    found = lengths_of(lengths)
     # Formulas of convolutions go below zero for inputs that are shorter than a kernel.
-    return [max(0, int(length)) for length in (lengths[-1] if isinstance(lengths, tuple) else lengths).tolist()]
+    return [max(0, int(length)) for length in (found[-1] if isinstance(found, tuple) else found).tolist()]
+
+
+def mask_of_rows(inputs: Mapping[str, Any], rows: Tensor) -> Tensor | None:
+    """Which rows (N, T, D) are no padding, where a mask has one entry for each of them (text, patches of any size).
+
+    Args:
+        inputs: what the encoder is called with, under its own argument names.
+        rows: its hidden states.
+
+    Returns:
+        (N, T) of booleans; None without such a mask.
+    """
+    masks = (inputs.get(name) for name in _MASKS_OF_ROWS)
+    fitting = (mask for mask in masks if isinstance(mask, Tensor) and mask.shape == rows.shape[:2])
+    return next((mask.bool() for mask in fitting), None)
 
 
 # --- language models --------------------------------------------------------------------------------------------------
@@ -368,6 +393,26 @@ def first_position(language_model: nn.Module) -> int:
         if hasattr(module, "create_position_ids_from_inputs_embeds"):
             return int(module.padding_idx) + 1  # type: ignore[arg-type]
     return 0
+
+
+def most_positions(language_model: nn.Module) -> int | None:
+    """How many positions a language model has in a table, learned or computed; None where any number will do."""
+    sizes = [
+        module.num_embeddings - int(getattr(module, "offset", 0))
+        for name, module in language_model.named_modules()
+        if isinstance(module, nn.Embedding) and _tells_positions(name)
+    ]
+    sizes += [
+        buffer.shape[0]
+        for name, buffer in language_model.named_buffers()
+        if buffer.dim() == 2 and buffer.is_floating_point() and _tells_positions(name)
+    ]
+    return min(sizes) - first_position(language_model) if sizes else None
+
+
+def _tells_positions(name: str) -> bool:
+    leaf = name.rpartition(".")[2]
+    return leaf == "wpe" or "position" in leaf
 
 
 def generates_from_embeddings(language_model: nn.Module) -> bool:

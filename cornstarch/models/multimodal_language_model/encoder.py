@@ -229,6 +229,12 @@ def _counted(encoder: nn.Module, inputs: Mapping[str, Any], hidden: Tensor) -> t
     if hidden.dim() == 2:
         return hidden, packed if packed is not None and sum(packed) == hidden.shape[0] else None
     padded = anatomy.padded_feature_counts(encoder, inputs)
+    mask = anatomy.mask_of_rows(inputs, hidden) if padded is None else None
+    if mask is not None:
+        padded = mask.sum(-1).tolist()
+        if (mask[:, 1:] & ~mask[:, :-1]).any():  # padding first
+            order = mask.int().sort(dim=-1, descending=True, stable=True).indices
+            hidden = hidden.gather(1, order.unsqueeze(-1).expand_as(hidden))
     counts = [min(count, hidden.shape[1]) for count in padded or []]
     return hidden, counts if any(count < hidden.shape[1] for count in counts) else None
 

@@ -4,7 +4,9 @@ Shapes: B samples, S positions, D embedding width, N features.
 """
 
 import warnings
+from collections.abc import Mapping
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -145,6 +147,40 @@ def warn_if_counted(labels: Tensor | None, kept: Tensor | None, modalities: list
 def positions_from_mask(attention_mask: Tensor, length: int) -> Tensor:
     """Position ids (B, length) of the last `length` places of a mask (B, S): padding takes part in no count."""
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+
+
+def check_positions(most: int | None, first: int, arguments: Mapping[str, Any], new_tokens: int = 0) -> None:
+    """Refuse more positions than a language model has in its table, where it would fail without saying so.
+
+    Args:
+        most: how many it has; None where any number will do.
+        first: the position id of the first token.
+        arguments: the language model's: `inputs_embeds` (B, S, D), and its mask and positions as far as there are any.
+        new_tokens: how many are to be generated at most.
+
+    Raises:
+        ArgumentError: with both numbers.
+    """
+    length, mask = arguments["inputs_embeds"].shape[1], arguments.get("attention_mask")
+    flat = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None  # covers what a cache holds, too
+    if most is None or max(length, 0 if flat is None else flat.shape[1]) + new_tokens <= most:
+        return
+    positions = arguments.get("position_ids")
+    if positions is not None:
+        needed = int(positions.max()) + 1 - first
+    else:
+        needed = length if flat is None else int(flat.sum(-1).max())
+    if needed > most:
+        raise ArgumentError(
+            f"a sample takes {needed} positions, those of its features included, and the language model has {most}: "
+            "shorten the text, let the encoder yield fewer features, or take a language model that has more"
+        )
+    if needed + new_tokens > most:
+        warnings.warn(
+            f"{new_tokens} new tokens behind {needed} positions are more than the {most} that the language model has: "
+            f"it fails if it goes on for more than {most - needed}",
+            stacklevel=3,
+        )
 
 
 def _shortened(counts: list[int]) -> str:

@@ -66,6 +66,7 @@ class MultimodalModel(Composition):
                 raise ArgumentError(f"modality {key!r}: {error}") from None
         super().__init__(encoders, language_model)
         self._first_position = anatomy.first_position(language_model)
+        self._most_positions = anatomy.most_positions(freezing.unwrap(language_model))
         self.preprocess_llm_callback = preprocess_llm_callback
         self.origin: dict[str, Any] | None = None
         self.train(language_model.training)  # parts from `from_pretrained` come in evaluation mode
@@ -170,6 +171,7 @@ class MultimodalModel(Composition):
     def _with_defaults(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Positions that follow the attention mask, and no cache where none is read, unless the caller said else."""
         taken = anatomy.language_model_arguments(freezing.unwrap(self.language_model)).names
+        merge.check_positions(self._most_positions, self._first_position, arguments)
         embeds, mask = arguments["inputs_embeds"], arguments.get("attention_mask")
         if ready_mask.is_ready(mask):
             ready_mask.check(self.language_model, embeds)
@@ -341,6 +343,8 @@ class MultimodalModel(Composition):
         before = dict(arguments)
         arguments = self._preprocess_llm(arguments, input_ids, inputs, features, masks)
         arguments, once = generation.split_prompt_arguments(before, arguments)
+        new = int(arguments.get("max_new_tokens") or 0)
+        merge.check_positions(self._most_positions, self._first_position, arguments, new)
         with generation.with_prompt(self.language_model, once, list(masks.values()), input_ids):
             return self._generate(arguments, input_ids, attention_mask)
 
