@@ -1,7 +1,4 @@
-"""Tiny multimodal models of Hugging Face's, made from their own configs, with inputs for them.
-
-`inputs` are made by hand where a model's own processor needs torchvision; else by the processor's own parts.
-"""
+"""Tiny multimodal models of Hugging Face's, made from their own configs, with inputs made by hand, as processors do."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -50,14 +47,12 @@ class Original(NamedTuple):
         class_name: the model's class.
         inputs: makes keyword arguments for the model's forward, two samples without padding, more than one image.
         id_name: how the config calls the id of its marks.
-        by_hand: whether the inputs are made by hand, as the model's own processor cannot run without torchvision.
     """
 
     config: dict[str, Any]
     class_name: str
     inputs: Callable[[PreTrainedModel], dict[str, Any]]
     id_name: str = "image_token_id"
-    by_hand: bool = False
 
     def make(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
         """The model, with weights spread widely enough that everything shows in the logits."""
@@ -207,7 +202,6 @@ ORIGINALS: dict[str, Original] = {
         },
         "Qwen2VLForConditionalGeneration",
         _grids,
-        by_hand=True,
     ),
     "qwen2.5-vl": Original(
         {
@@ -226,7 +220,6 @@ ORIGINALS: dict[str, Original] = {
         },
         "Qwen2_5_VLForConditionalGeneration",
         _grids,
-        by_hand=True,
     ),
     "qwen3-vl": Original(
         {
@@ -245,7 +238,6 @@ ORIGINALS: dict[str, Original] = {
         },
         "Qwen3VLForConditionalGeneration",
         _grids,
-        by_hand=True,
     ),
     "gemma3": Original(
         {

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
-from tests.zoo import making, page
+from tests.models.originals import ORIGINALS
+from tests.zoo import formats, making, page
 from tests.zoo.alone import ALONE, TEXT_ONLY
 from tests.zoo.checks import CHECKS, compare_forward
 from tests.zoo.table import ENCODERS, LANGUAGE_MODELS
@@ -121,13 +122,14 @@ def main() -> None:
             for cell in done:
                 if cell.reason:
                     print(
-                        f"{cell.encoder} + {cell.language_model}, {cell.check}: {cell.reason} [{cell.alone}]",
+                        f"{cell.encoder} + {cell.language_model}, {cell.check}: {cell.reason}",
                         flush=True,
                     )
+        measured = [] if options.only else list(pool.map(formats.measure, ORIGINALS))
     failed = sum(1 for cell in cells if cell.reason)
     print(f"{len(cells) - failed} cells passed of {len(cells)}, in {time.monotonic() - began:.0f} s")
     if not options.only:
-        page.write(cells)
+        page.write(cells, measured)
 
 
 if __name__ == "__main__":
