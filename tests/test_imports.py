@@ -40,6 +40,7 @@ def test_no_device_string() -> None:
 
 
 OPTIONAL = ["peft", "torchvision", "sklearn", "matplotlib", "accelerate", "datasets", "soundfile", "bitsandbytes"]
+OPTIONAL += ["torchdata", "pyarrow", "av"]
 
 
 @pytest.mark.parametrize("what", ["cornstarch", "cornstarch.training, cornstarch.cli.main, cornstarch.data"])

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cornstarch.cli.arguments import parser
-from cornstarch.data import Collator, first_samples, set_template
+from cornstarch.data import Collator, set_template
 from cornstarch.errors import ArgumentError
 from cornstarch.training import building, provenance
 from cornstarch.training.devices import autocast, pick_device
 from cornstarch.training.evaluation import evaluate, is_right
 from cornstarch.training.folder import write_whole
 from cornstarch.training.reading import read_config
+from cornstarch.training.run import usable_samples
 
 
 def main(words: Sequence[str]) -> int:
@@ -42,8 +43,9 @@ def main(words: Sequence[str]) -> int:
     set_template(processor.llm_tokenizer, config.data.template)
     device = pick_device(config.training.device)
     model.to(device)
+    processor.media_limits = building.make_limits(config.data.limits)
     collator = Collator(processor, config.data.max_length, config.data.turns)
-    samples = first_samples(building.make_source(chosen), config.evaluation.samples, config.training.seed)
+    samples = usable_samples(config, collator, building.make_source(chosen), config.evaluation.samples)
     precision = autocast(device, config.training.precision)
     found = evaluate(model, collator, samples, config.evaluation, autocast=precision)
     if options.output is not None:

@@ -1,25 +1,30 @@
 """Data: what a model is shown, and the batches it is shown in.
 
-Files stand in the order of the flow: samples (and the sources digits and llava) -> conversations -> collation ->
-batches.
+Files stand in the order of the flow: rows, tables, shards -> media_folder, formats -> files, digits, mixtures (the
+sources of samples) -> conversations -> collation -> loader, steps -> batches.
 """
 
-from cornstarch.data.audio import read_audio, resample
-from cornstarch.data.batches import Batches, StepBatch, first_samples
+from cornstarch.data.batches import Batches
 from cornstarch.data.byte_level import byte_tokenizer
 from cornstarch.data.collation import Collator
 from cornstarch.data.conversations import TEMPLATES, render, set_template
 from cornstarch.data.digits import DigitsSource, Example, digit_questions
-from cornstarch.data.llava_json import LlavaSource
+from cornstarch.data.files import LlavaSource, RowSource
+from cornstarch.data.mixtures import MixtureSource
 from cornstarch.data.samples import Sample, Source
+from cornstarch.data.steps import BadSample, StepBatch, first_samples
+from cornstarch.models.multimodal_language_model.sounds import read_audio, resample
 
 __all__ = [
     "TEMPLATES",
+    "BadSample",
     "Batches",
     "Collator",
     "DigitsSource",
     "Example",
     "LlavaSource",
+    "MixtureSource",
+    "RowSource",
     "Sample",
     "Source",
     "StepBatch",

@@ -9,6 +9,7 @@ from cornstarch.errors import ArgumentError
 
 ROLES = ("system", "user", "assistant")
 Message = Mapping[str, Any]
+Place = tuple[int, int]  # a pass through the source (an epoch), and a sample's index
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from cornstarch.data import DigitsSource, LlavaSource, Source, byte_tokenizer, set_template
+from cornstarch.data import DigitsSource, MixtureSource, RowSource, Source, byte_tokenizer, set_template
 from cornstarch.errors import ArgumentError, MissingFileError
 from cornstarch.models.multimodal_language_model import (
+    MediaLimits,
     ModalEncoderModule,
     MultimodalModel,
     MultimodalProcessor,
@@ -27,10 +28,12 @@ from cornstarch.training import checkpoints, quantization
 from cornstarch.training.config import (
     EncoderConfig,
     LanguageModelConfig,
-    LlavaConfig,
+    LimitsConfig,
+    MixtureConfig,
     ModelConfig,
     NamedConfig,
     PartConfig,
+    RowsConfig,
     SourceConfig,
 )
 
@@ -105,9 +108,34 @@ def make_source(config: SourceConfig) -> Source:
         ArgumentError: if its file cannot be read.
         ImportError: if a package that it needs is not installed.
     """
-    if isinstance(config, LlavaConfig):
-        return LlavaSource(config.path, config.media)
+    if isinstance(config, MixtureConfig):
+        return MixtureSource(
+            [make_source(entry) for entry in config.sources], config.weights, when_one_ends=config.when_one_ends
+        )
+    if isinstance(config, RowsConfig):
+        return RowSource(
+            config.path,
+            config.source,
+            media=config.media,
+            columns=config.columns,
+            prompt=config.prompt,
+            split=config.split,
+            name=config.name,
+            revision=config.revision,
+            frames_per_second=config.frames_per_second,
+        )
     return DigitsSource(config.split, config.shift, config.blank)
+
+
+def make_limits(config: LimitsConfig) -> MediaLimits:
+    """How large media may be."""
+    return MediaLimits(
+        image_pixels=config.image_pixels,
+        image_ratio=config.image_ratio,
+        file_bytes=config.file_bytes,
+        audio_seconds=config.audio_seconds,
+        video_frames=config.video_frames,
+    )
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------

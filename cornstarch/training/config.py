@@ -332,18 +332,92 @@ class DigitsConfig:
 
 
 @_config
-class LlavaConfig:
+class RowsConfig:
+    """Conversations in files, in folders or on the hub."""
+
+    source: Literal["sharegpt", "messages", "caption", "transcript"]
+    """How rows are read: conversations as ShareGPT or OpenAI write them, images with texts, sounds with texts."""
+    path: str
+    """A file (.json, .jsonl, .parquet, .arrow, .tar), several by a pattern with *, a folder that a data set was saved
+    to, or a name on the hub."""
+    media: str | None = None
+    """Folder that names of media are relative to, and may not leave; the file's own if left out."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """What the rows call a field of the format, such as `image: picture`."""
+    prompt: str = ""
+    """Of caption and transcript: what is asked besides the medium."""
+    split: str = "train"
+    """Of a data set with several."""
+    name: str | None = None
+    """A data set's configuration, on the hub."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    frames_per_second: float = 1.0
+    """To take of videos."""
+
+    def __post_init__(self) -> None:
+        _require(self.frames_per_second > 0, "frames_per_second", f"above 0, found {self.frames_per_second}")
+        pair = self.source in ("caption", "transcript")
+        _require(pair or not self.prompt, "prompt", f"is for caption and transcript, found source {self.source!r}")
+
+
+@_config
+class LlavaConfig(RowsConfig):
     """Conversations about images in LLaVA's JSON format."""
 
-    source: Literal["llava"]
+    source: Literal["llava"]  # type: ignore[assignment]
+    """How rows are read: conversations as LLaVA's files have them."""
+
+
+OneSourceConfig = Annotated[DigitsConfig | LlavaConfig | RowsConfig, Field(discriminator="source")]
+
+
+@_config
+class MixtureConfig:
+    """Several sources at once, in stated proportions."""
+
+    source: Literal["mixture"]
     """Which source this is."""
-    path: str
-    """JSON file with a list of entries, or JSONL with one a line."""
-    media: str | None = None
-    """Folder that image names are relative to; the file's own if left out."""
+    sources: list[OneSourceConfig]
+    """What is mixed."""
+    weights: list[float] | None = None
+    """How many samples of each there are, relative to the others; by their sizes if left out."""
+    when_one_ends: Literal["repeat", "stop", "go_on"] = "repeat"
+    """What an epoch is. `repeat`: until each source was shown in whole; shorter ones come again. `stop`: until the
+    first source ends; the next epoch goes on where the others are. `go_on`: every sample once, the others go on alone.
+    """
+
+    def __post_init__(self) -> None:
+        _require(len(self.sources) > 0, "sources", "at least one, found none")
+        weights = self.weights
+        same = weights is None or len(weights) == len(self.sources)
+        _require(same, "weights", f"one for each of {len(self.sources)} sources, found {weights}")
+        positive = weights is None or all(0 < weight < float("inf") for weight in weights)
+        _require(positive, "weights", f"each above 0, found {weights}")
 
 
-SourceConfig = Annotated[DigitsConfig | LlavaConfig, Field(discriminator="source")]
+SourceConfig = Annotated[DigitsConfig | LlavaConfig | RowsConfig | MixtureConfig, Field(discriminator="source")]
+
+
+@_config
+class LimitsConfig:
+    """How large media may be. Larger ones are refused before they are decoded: a few bytes can claim a terabyte."""
+
+    image_pixels: int = 89_478_485
+    """Height times width. Pillow has a limit of its own besides, of twice as many."""
+    image_ratio: float = 200.0
+    """The longer side over the shorter."""
+    file_bytes: int = 2**28
+    """Of an encoded medium."""
+    audio_seconds: float = 3600.0
+    """Of a sound."""
+    video_frames: int = 1024
+    """That are taken of a video."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_pixels", "image_ratio", "file_bytes", "audio_seconds", "video_frames"):
+            value = getattr(self, name)
+            _require(value > 0, name, f"must be above 0, found {value}")
 
 
 @_config
@@ -364,6 +438,11 @@ class DataConfig:
     """Positions a sample may take; longer ones are cut, never through an image's positions. No limit if left out."""
     workers: int = 0
     """Processes that prepare batches ahead; 0 prepares them in between."""
+    bad_samples: Literal["stop", "skip", "replace"] = "stop"
+    """What happens to a sample that cannot be used: the run stops, the step goes on without it, or the next good one of
+    its source takes its place. Each is named in bad_samples.jsonl."""
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    """How large media may be."""
 
     def __post_init__(self) -> None:
         length = self.max_length

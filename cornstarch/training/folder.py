@@ -3,6 +3,7 @@
 config.yaml            the config, every field resolved
 environment.json       versions, machine, command
 metrics.jsonl          one object a line
+bad_samples.jsonl      samples that could not be used, if any
 checkpoints/step-<N>/  see `checkpoints.py`
 loss.png               drawn anew at every check of the model
 model/                 the trained model and its processor, at the end
@@ -37,6 +38,7 @@ _OWN = (
     "config.yaml",
     "environment.json",
     "metrics.jsonl",
+    "bad_samples.jsonl",
     "checkpoints",
     "loss.png",
     "model",
@@ -68,6 +70,7 @@ class RunFolder:
         self.config = self.path / "config.yaml"
         self.environment = self.path / "environment.json"
         self.metrics = self.path / "metrics.jsonl"
+        self.bad_samples = self.path / "bad_samples.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.loss = self.path / "loss.png"
         self.model = self.path / "model"
@@ -148,6 +151,7 @@ def write_whole(path: Path, text: str) -> None:
 # What may differ between a run and its continuation: how long, how fast, where and how it is watched.
 _MAY_CHANGE = (
     *("optimizer.", "schedule.", "evaluation.", "run.", "data.validation", "data.test", "data.workers"),
+    *("data.bad_samples", "data.limits."),
     *("training.steps", "training.epochs", "training.device", "training.threads", "training.precision"),
     *("training.compile", "training.micro_batch_size", "training.gradient_checkpointing"),
 )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import Optimizer
 
-from cornstarch.data.batches import StepBatch
+from cornstarch.data.steps import BadSample, StepBatch
 from cornstarch.errors import ArgumentError, TrainingError
 from cornstarch.models.multimodal_language_model.merge import IGNORE_INDEX
 from cornstarch.training import health
@@ -23,7 +23,10 @@ from cornstarch.training.schedules import Decay, constant, share_at
 Batch = Mapping[str, Tensor]
 _MOST_SKIPPED = 100  # batches in a row from which there is nothing to learn
 # What a line of metrics has anyway.
-RESERVED = ("step", "loss", "tokens", "tokens_per_second", "labelled_tokens", "samples", "grad_norm", "skipped")
+RESERVED = (
+    *("step", "loss", "tokens", "tokens_per_second", "labelled_tokens", "samples", "grad_norm", "skipped"),
+    "bad_samples",
+)
 # (model, batch, output) -> a scalar that is added to the loss. `output.logits` are there.
 LossTerm = Callable[[nn.Module, Batch, Any], Tensor]
 # (batch, output) -> a number that is logged. `output.logits` are there.
@@ -41,6 +44,7 @@ class StepRecord:
         labelled_tokens: those that carry loss.
         samples: of the step.
         skipped: batches before it from which there was nothing to learn.
+        bad: samples of the step, and of the batches before it, that could not be used.
         seconds: from the batch's request to the end of the step.
         learning_rates: the highest of every part that trains.
         grad_norm: length of the gradient before clipping.
@@ -54,6 +58,7 @@ class StepRecord:
     labelled_tokens: int
     samples: int
     skipped: int = 0
+    bad: tuple[BadSample, ...] = ()
     seconds: float
     learning_rates: dict[str, float]
     grad_norm: float
@@ -204,12 +209,13 @@ class Loop:
         Raises:
             TrainingError: if no token is labelled, no gradient arises, or something is not finite.
         """
-        started, skipped = time.perf_counter(), 0
+        started, skipped, bad = time.perf_counter(), 0, tuple[BadSample, ...]()
         while True:
             before = self.batches.state_dict()
             batch = next(self.batches)
+            bad += batch.bad
             try:
-                record = self._take(batch, started, skipped)
+                record = self._take(batch, started, skipped, bad)
             except TrainingError:
                 self.batches.load_state_dict(before)  # the step can be taken again
                 raise
@@ -220,10 +226,10 @@ class Loop:
                 raise TrainingError(
                     f"step {self.step + 1}: {skipped} batches in a row have nothing to learn from: no labelled token, "
                     "or nothing that trains had any part in the loss, so it cannot fall; the last are "
-                    f"{_listed(batch.names)}"
+                    f"{_listed(batch.names or [entry.name for entry in batch.bad])}"
                 )
 
-    def _take(self, batch: StepBatch, started: float, skipped: int) -> StepRecord | None:
+    def _take(self, batch: StepBatch, started: float, skipped: int, bad: tuple[BadSample, ...]) -> StepRecord | None:
         """Take a step on a batch; None if there is nothing to learn from it."""
         step = self.step + 1
         marks = getattr(self.model, "modality_token_ids", {}).values()
@@ -255,6 +261,7 @@ class Loop:
             labelled_tokens=sum(labelled),
             samples=batch.samples,
             skipped=skipped,
+            bad=bad,
             seconds=time.perf_counter() - started,
             learning_rates=rates,
             grad_norm=math.hypot(*lengths),

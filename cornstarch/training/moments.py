@@ -1,12 +1,14 @@
 """9b. What a run does at its moments: lines of metrics, checks of the model, checkpoints; callbacks like any."""
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from cornstarch.data import Collator, Sample
+from cornstarch.data import BadSample, Collator, Sample
 from cornstarch.errors import ArgumentError, CheckpointError, TrainingError
 from cornstarch.models.multimodal_language_model import MultimodalModel, MultimodalProcessor
 from cornstarch.training import checkpoints, pictures
@@ -78,6 +80,54 @@ class Recorder(Callback):
                 pictures.draw_losses(self._folder.loss, losses, checks)
         except (OSError, ArgumentError) as error:
             warn(f"{self._folder.loss} cannot be drawn: {error}")
+
+
+class Reporter(Callback):
+    """Names samples that could not be used: on standard error, in `bad_samples.jsonl`, and counted at the end.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._path = folder.bad_samples
+        self._file = MetricsFile(folder.bad_samples)
+
+    def on_start(self, loop: Loop) -> None:
+        """Leave out lines of steps that will be taken again."""
+        self._file.cut(loop.step)
+
+    def on_step(self, loop: Loop, record: StepRecord) -> None:
+        """A line for each."""
+        for entry in record.bad:
+            instead = f"{entry.replaced_by} takes its place" if entry.replaced_by is not None else "left out"
+            warn(f"step {loop.step}: {told(entry)}; {instead}")
+            try:
+                self._file.write({"step": loop.step, **asdict(entry)})
+            except OSError as error:
+                warn(f"{self._path} cannot be written, its lines wait for space: {error}")
+
+    def on_end(self, loop: Loop) -> None:
+        """How many of each kind there were in the whole run."""
+        try:
+            lines = read_metrics(self._path) if self._path.is_file() else []
+        except (OSError, ArgumentError) as error:
+            warn(f"{self._path} cannot be read: {error}")
+            return
+        kinds = Counter(line["kind"] for line in lines)
+        if kinds:
+            replaced = sum(line["replaced_by"] is not None for line in lines)
+            listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+            names = len({line["name"] for line in lines})
+            warn(
+                f"bad samples: {len(lines)} ({listed}), {names} different, {len(lines) - replaced} left out, "
+                f"{replaced} replaced; see {self._path}"
+            )
+
+
+def told(entry: BadSample) -> str:
+    """What is wrong with a sample, and which it is."""
+    return entry.reason if entry.reason.startswith(entry.name) else f"{entry.name}: {entry.reason}"
 
 
 class Checker(Callback):

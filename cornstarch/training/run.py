@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from cornstarch.data import Batches, Collator, Sample, Source, first_samples, set_template
+from cornstarch.data.steps import good_samples
 from cornstarch.errors import ArgumentError, CornstarchError, TrainingError
 from cornstarch.models.multimodal_language_model import MultimodalModel, MultimodalProcessor, anatomy, pretrained
 from cornstarch.training import building, checkpoints, pictures, report, selection
@@ -17,7 +18,7 @@ from cornstarch.training.evaluation import AnswerMetric, in_evaluation_mode
 from cornstarch.training.folder import RunFolder, flat, refuse_other_config
 from cornstarch.training.loop import Callback, Loop, LossTerm, Metric, labelled_tokens
 from cornstarch.training.metrics import Trackers, check_trackers
-from cornstarch.training.moments import Checker, Keeper, Recorder, warn
+from cornstarch.training.moments import Checker, Keeper, Recorder, Reporter, told, warn
 from cornstarch.training.optimizers import make_optimizer, parameter_groups
 from cornstarch.training.progress import Progress
 from cornstarch.training.random_state import seed_everything
@@ -97,6 +98,7 @@ def train(
     model, processor = _model(config, model, processor, resumed)
     model.to(device)
     speed_up(model, gradient_checkpointing=config.training.gradient_checkpointing, compile=config.training.compile)
+    processor.media_limits = building.make_limits(config.data.limits)
     collator = Collator(processor, config.data.max_length, config.data.turns)
     batches = _batches(config, source, collator)
     groups = parameter_groups(model, config.optimizer, config.trains, config.schedule.warmup)
@@ -114,8 +116,9 @@ def train(
         metrics=metrics,
     )
     checker = _checker(config, model, collator, validation, answer_metrics)
-    _look_at(collator, source, "data.train")
-    _try(model, collator, source)
+    samples = usable_samples(config, collator, source, _LOOKED_AT)
+    _look_at(collator, samples, "data.train")
+    _try(model, collator, samples[0])
     state = checkpoints.load(resumed) if resumed is not None else None
 
     with folder.held():
@@ -125,7 +128,7 @@ def train(
         with StopOnSignal() as signals, Progress(loop.steps) as progress:
             recorder = Recorder(folder, config.run.log_every, progress, trackers)
             checks = [checker] if checker is not None else []
-            loop.callbacks = [signals, recorder, *checks, *callbacks, keeper]
+            loop.callbacks = [signals, recorder, Reporter(folder), *checks, *callbacks, keeper]
             if state is not None:
                 loop.load_state_dict(state)
             stopped = _run(loop, batches, keeper, trackers, signals)
@@ -208,6 +211,7 @@ def _batches(config: TrainConfig, source: Source, collator: Collator) -> Batches
         micro_batch_size=config.training.micro_batch_size,
         seed=config.training.seed,
         workers=config.data.workers,
+        bad_samples=config.data.bad_samples,
     )
 
 
@@ -229,16 +233,37 @@ def _checker(
         if config.evaluation.every is not None:
             raise ArgumentError("evaluation.every is given, but there is no data.validation to check the model on")
         return None
-    _look_at(collator, validation, "data.validation", show=False)
-    samples = first_samples(validation, config.evaluation.samples, config.training.seed)
+    number = config.evaluation.samples
+    samples = usable_samples(config, collator, validation, max(number, _LOOKED_AT) if number is not None else None)
+    _look_at(collator, samples[:_LOOKED_AT], "data.validation", show=False)
+    samples = samples[:number]
     return Checker(model, collator, samples, config.evaluation, metrics)
 
 
-def _look_at(collator: Collator, source: Source, name: str, *, show: bool = True) -> None:
+def usable_samples(config: TrainConfig, collator: Collator, source: Source, number: int | None) -> list[Sample]:
+    """The first samples of a source.
+
+    Args:
+        config: says whether bad ones stop the run, or are left out and named.
+        collator: has to take them.
+        source: where they are.
+        number: how many to look at; all if None.
+
+    Returns:
+        The samples.
+    """
+    if config.data.bad_samples == "stop":
+        return first_samples(source, number, config.training.seed)
+    samples, bad = good_samples(source, collator, number, config.training.seed)
+    for entry in bad:
+        warn(f"{told(entry)}; left out")
+    return samples
+
+
+def _look_at(collator: Collator, samples: list[Sample], name: str, *, show: bool = True) -> None:
     """Show what the model will get; refuse data in which nothing is to be learnt, or that does not fit."""
-    samples: list[Sample] = first_samples(source, _LOOKED_AT)
     if not samples:
-        raise ArgumentError(f"{name}: the source has no samples")
+        raise ArgumentError(f"{name}: the source has no samples that can be used")
     try:
         if show:
             print(report.sample_text(collator, samples[0]), flush=True)
@@ -258,9 +283,8 @@ def _look_at(collator: Collator, source: Source, name: str, *, show: bool = True
         )
 
 
-def _try(model: MultimodalModel, collator: Collator, source: Source) -> None:
+def _try(model: MultimodalModel, collator: Collator, sample: Sample) -> None:
     """Run the model on one sample, so that parts that do not fit are said before anything is written."""
-    sample = first_samples(source, 1)[0]
     batch = {name: value.to(model.device) for name, value in collator([sample]).items()}
     try:
         with in_evaluation_mode(model):

@@ -13,6 +13,7 @@ from cornstarch.models.multimodal_language_model.callbacks import (
 from cornstarch.models.multimodal_language_model.configuration import MultimodalConfig, MultimodalProjectorConfig
 from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
 from cornstarch.models.multimodal_language_model.exporting import Exported, export_to_hf
+from cornstarch.models.multimodal_language_model.limits import MediaLimits
 from cornstarch.models.multimodal_language_model.llm_callbacks import (
     DeepFeatures,
     FeaturesSeeEachOther,
@@ -34,6 +35,7 @@ __all__ = [
     "FeaturesSeeEachOther",
     "JoinTiles",
     "MaskPaddedSounds",
+    "MediaLimits",
     "ModalEncoderModule",
     "MultimodalConfig",
     "MultimodalModel",

@@ -1,21 +1,17 @@
 """1a. Media as callers give them -> a flat list of inputs, and how many belong to each sample."""
 
-import base64
 import inspect
-import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
-from transformers.image_utils import load_image
 
 from cornstarch.errors import ArgumentError, MediaError, ModalityMismatchError
+from cornstarch.models.multimodal_language_model import images, sounds, videos
+from cornstarch.models.multimodal_language_model.limits import MediaLimits
 
 # The argument by which a processor takes media, to what they are.
 _KINDS = {
@@ -79,21 +75,22 @@ def kind_of(processor: Any) -> str:
     return _KINDS.get(media_argument(processor), "other")
 
 
-def read(key: str, processor: Any, given: Any, shared: dict[str, Any]) -> Media:
-    """Media of one modality as given to `MultimodalProcessor`, with images opened.
+def read(key: str, processor: Any, given: Any, shared: dict[str, Any], limits: MediaLimits) -> Media:
+    """Media of one modality as given to `MultimodalProcessor`, with images opened, sounds and videos decoded.
 
     Args:
         key: the modality, for messages.
         processor: the Hugging Face processor they are for.
         given: the processor's arguments; never changed.
         shared: arguments that were given for all processors.
+        limits: how large a medium may be.
 
     Returns:
         The media, flat.
 
     Raises:
         ArgumentError: if the media argument is missing, or lists are nested in some places only.
-        MediaError: if an image cannot be read; it is named.
+        MediaError: if a medium cannot be read, or is too large; it is named.
     """
     argument = media_argument(processor)
     if not isinstance(given, Mapping) or argument not in given:
@@ -103,9 +100,12 @@ def read(key: str, processor: Any, given: Any, shared: dict[str, Any]) -> Media:
     items, per_sample = _flatten(key, given[argument], kind)
     if kind == "image":
         grey = "L" if len(getattr(processor, "image_mean", None) or "RGB") == 1 else "RGB"
-        items = [_open_image(key, index, item, grey) for index, item in enumerate(items)]
+        items = [_open_image(key, index, item, grey, limits) for index, item in enumerate(items)]
     if kind == "audio":
-        items = [_as_sound(key, index, item) for index, item in enumerate(items)]
+        rate = getattr(processor, "sampling_rate", None)
+        items = [_as_sound(key, index, item, rate, limits) for index, item in enumerate(items)]
+    if kind == "video":
+        items = [_open_video(key, index, item, limits) for index, item in enumerate(items)]
     options = {name: value for name, value in {**shared, **given}.items() if name != argument}
     return Media(argument=argument, items=items, per_sample=per_sample, options=options)
 
@@ -182,85 +182,45 @@ def _is_item(value: Any, kind: str) -> bool:
     return kind == "video" and all(_is_item(frame, "image") for frame in value)
 
 
-def _as_sound(key: str, index: int, item: Any) -> np.ndarray[Any, Any]:
+def _as_sound(
+    key: str, index: int, item: Any, rate: int | None = None, limits: MediaLimits | None = None
+) -> np.ndarray[Any, Any]:
+    name = _name(item)
     try:
-        return np.asarray(item.detach().cpu().float() if isinstance(item, Tensor) else item, dtype=np.float32)
+        return sounds.as_sound(item, rate, limits or MediaLimits())
     except (TypeError, ValueError) as error:
+        if isinstance(error, MediaError):
+            raise MediaError(f"modality {key!r}: sound {index} ({name}) cannot be read: {error}") from error
         found = type(item).__name__
         raise MediaError(
-            f"modality {key!r}: sound {index} is a {found}; expected an array or list of samples"
+            f"modality {key!r}: sound {index} is a {found}; expected an array or list of samples, a path or bytes"
         ) from error
 
 
-def _open_image(key: str, index: int, item: Any, grey: str) -> Any:
-    """An image that is known to decode, as a person would see it: see `_as_seen`; an array as `_as_pixels` has it."""
-    name = str(item) if isinstance(item, str | Path) else getattr(item, "filename", "") or type(item).__name__
+def _open_image(key: str, index: int, item: Any, grey: str, limits: MediaLimits) -> Any:
     try:
-        if isinstance(item, np.ndarray | Tensor):
-            return _as_pixels(item, grey)
-        image = item if isinstance(item, Image.Image) else _decoded(item)
-        if image is not None:
-            image.load()
-            return _as_seen(image, grey)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        if isinstance(item, str | Path) and not os.path.exists(name) and len(name) < 1000:
-            raise MediaError(
-                f"modality {key!r}: image {index} ({name}) cannot be read: there is no such file"
-            ) from error
-        raise MediaError(f"modality {key!r}: image {index} ({name[:200]}) cannot be read: {error}") from error
-    raise MediaError(
-        f"modality {key!r}: image {index} is a {type(item).__name__}; expected a PIL image, an array, a tensor, "
-        "a path, a URL or bytes"
-    )
+        return images.open_image(item, limits, grey)
+    except MediaError as error:
+        raise MediaError(f"modality {key!r}: image {index} ({_name(item)}) cannot be read: {error}") from error
+    except TypeError as error:
+        raise MediaError(
+            f"modality {key!r}: image {index} is a {type(item).__name__}; expected a PIL image, an array, a tensor, "
+            "a path, a URL or bytes"
+        ) from error
 
 
-def _decoded(item: Any) -> Image.Image | None:
-    if isinstance(item, bytes):
-        return Image.open(io.BytesIO(item))
-    if isinstance(item, Path) or (isinstance(item, str) and os.path.exists(item)):
-        return Image.open(item)
-    if not isinstance(item, str):
-        return None
-    if item.startswith(("http://", "https://")):
-        return load_image(item)  # type: ignore[no-any-return]
-    return Image.open(io.BytesIO(base64.b64decode(item.rpartition(",")[2])))  # "data:image/png;base64,..." or without
+def _open_video(key: str, index: int, item: Any, limits: MediaLimits) -> Any:
+    if isinstance(item, np.ndarray | Tensor):
+        return item
+    try:
+        return videos.frames(item, limits)
+    except (MediaError, TypeError) as error:
+        raise MediaError(f"modality {key!r}: video {index} ({_name(item)}) cannot be read: {error}") from error
 
 
-def _as_seen(image: Image.Image, grey: str) -> Image.Image:
-    """An image turned upright, in 8 bits a channel, in RGB (or in the mode `grey`); the caller's own is not changed."""
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):
-        image = Image.fromarray(_as_bytes(np.asarray(image)))
-    return image if image.mode in ("RGB", grey) else image.convert("RGB")
-
-
-def _as_bytes(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Brightness as bytes: of 16 bits by their whole range, of wider numbers by the least range that holds them."""
-    white = 65535 if values.dtype.itemsize == 2 else None
-    for top in (1, 255, 65535) if values.dtype.kind == "f" else (255, 65535):
-        if white is None and values.min() >= 0 and values.max() <= top:
-            white = top
-    if white is None:
-        raise ValueError(f"its brightness goes from {values.min()} to {values.max()}, expected 0 to 1, 255 or 65535")
-    return np.rint(values.astype(np.float64) * (255 / white)).astype(np.uint8)
-
-
-def _as_pixels(item: Any, grey: str) -> Any:
-    """An array or tensor with values that processors can read: channels, no gradient, no 16 bits."""
-    shape = tuple(item.shape)
-    if len(shape) < 2 or 0 in shape:
-        raise ValueError(
-            f"its shape is {shape}, expected (height, width) or that with channels, and at least one pixel"
-        )
-    if isinstance(item, Tensor):
-        item = item.detach().float() if item.dtype is torch.bfloat16 else item.detach()
-        item = item.cpu().numpy() if len(shape) == 2 or item.dtype is torch.uint16 else item
-    if isinstance(item, np.ndarray):
-        if item.dtype.kind not in "buif":
-            raise ValueError(f"it has values of dtype {item.dtype}, expected real numbers")
-        if item.dtype == bool:
-            item = item.astype(np.uint8) * 255
-        elif item.dtype == np.uint16:
-            item = _as_bytes(item)
-    return np.stack([item] * (1 if grey == "L" else 3), axis=-1) if len(shape) == 2 else item
+def _name(item: Any) -> str:
+    """What a medium is called in messages."""
+    if isinstance(item, Mapping):
+        item = item.get("path") or next((value for value in item.values() if value is not None), None)
+    name = str(item) if isinstance(item, str | Path) else getattr(item, "filename", "") or type(item).__name__
+    return name if len(name) <= 200 else f"{name[:80]}..."

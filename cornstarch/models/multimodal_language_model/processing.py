@@ -19,6 +19,7 @@ from cornstarch import _files
 from cornstarch.errors import ArgumentError, CheckpointError, MissingFileError, UnknownArgumentError
 from cornstarch.models.multimodal_language_model import library, media, routing
 from cornstarch.models.multimodal_language_model.feature_counts import FeatureCounter
+from cornstarch.models.multimodal_language_model.limits import MediaLimits
 from cornstarch.models.multimodal_language_model.media import Media
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
 from cornstarch.models.multimodal_language_model.text import Samples
@@ -46,6 +47,8 @@ class MultimodalProcessor:
     Attributes:
         origin_files: name to contents of the text files of the Hugging Face processor that this one was made of; saved
             with it, so that an export in the original's format can write them again.
+
+        media_limits: how large images, sounds and videos may be; larger ones are refused before they are decoded.
 
     Raises:
         ArgumentError: for a key the model does not have, or one mark for two modalities.
@@ -84,6 +87,7 @@ class MultimodalProcessor:
         if len(set(self.tokens.values())) != len(self.tokens):
             raise ArgumentError(f"every modality needs a mark of its own, found {self.tokens}")
         self.origin_files: dict[str, str] = {}
+        self.media_limits = MediaLimits()
         self._model = model
         self._counters = {key: FeatureCounter() for key in model.encoders}
         _add_special_tokens(llm_tokenizer, list(self.tokens.values()))
@@ -106,7 +110,8 @@ class MultimodalProcessor:
                 i-th mark over the batch is the i-th input) or nested, one list per sample. Images are taken as a
                 person would see them: turned upright (EXIF), arrays of two axes as greyscale, brightness of 16 bits
                 scaled to 8 (whole numbers of 32 bits: from the range to 255 if all fit in it, else 65535; floats of
-                PIL's mode F: 1, 255 or 65535).
+                PIL's mode F: 1, 255 or 65535), transparent ones over white. Sounds are samples at the processor's
+                rate, or files, which are brought to it; videos are lists of frames, or files.
             llm_inputs: the tokenizer's arguments, with `text` a string or a list of them. As in Hugging Face's,
                 `max_length` without `padding` truncates. With `label_spans`, for every text a list of (start, end) of
                 its characters, the batch has `labels`: the ids of tokens with a character in a span, and -100
@@ -122,7 +127,7 @@ class MultimodalProcessor:
             ArgumentError: for arguments that cannot be used.
             UnknownArgumentError: for a keyword that neither a processor nor the tokenizer takes.
             ModalityMismatchError: if marks and inputs do not pair, naming the sample.
-            MediaError: if an image cannot be read, naming it.
+            MediaError: if a medium cannot be read or is larger than `media_limits` allows, naming it.
         """
         text_options, shared = self._share(kwargs)
         text_options |= self._text_options(llm_inputs)
@@ -166,7 +171,7 @@ class MultimodalProcessor:
                 f"encoder_inputs: no processor for {unknown[0]!r}; known keys: {', '.join(self.encoder_processors)}"
             )
         return {
-            key: media.read(key, self.encoder_processors[key], given, shared[key])
+            key: media.read(key, self.encoder_processors[key], given, shared[key], self.media_limits)
             for key, given in encoder_inputs.items()
             if given is not None
         }

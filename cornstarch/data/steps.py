@@ -1,0 +1,230 @@
+"""4b. The samples of one step -> its micro-batches; what becomes of samples that cannot be used."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+from torch.utils.data import Dataset
+from transformers import BatchFeature
+
+from cornstarch.data.collation import Collator
+from cornstarch.data.mixtures import MixtureSource
+from cornstarch.data.samples import Place, Sample, Source
+from cornstarch.errors import ArgumentError, CornstarchError, MediaError, ModalityMismatchError
+
+Policy = Literal["stop", "skip", "replace"]
+POLICIES = ("stop", "skip", "replace")
+_MOST_REPLACED = 100  # bad samples in a row, after which nothing takes the place of the first
+_NAMED = (ArgumentError, MediaError, ModalityMismatchError)  # errors that are made of a message alone
+_NOT_THE_SAMPLES_FAULT = (ImportError, MemoryError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadSample:
+    """A sample that could not be used.
+
+    Attributes:
+        name: of the sample.
+        kind: the error's class.
+        reason: the error's message.
+        replaced_by: the name of the sample in its place; None if there is none.
+    """
+
+    name: str
+    kind: str
+    reason: str
+    replaced_by: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBatch:
+    """What one optimizer step is taken on.
+
+    Attributes:
+        micro_batches: what the model is called with, one after the other.
+        names: where the samples come from, for messages.
+        samples: how many there are.
+        bad: samples that are left out, or that others have the places of.
+    """
+
+    micro_batches: tuple[BatchFeature, ...]
+    names: tuple[str, ...]
+    samples: int
+    bad: tuple[BadSample, ...] = ()
+
+    def pin_memory(self) -> "StepBatch":
+        """The same in memory from which an accelerator copies while it computes; PyTorch's loader calls this."""
+        pinned = ({name: tensor.pin_memory() for name, tensor in micro.items()} for micro in self.micro_batches)
+        return replace(self, micro_batches=tuple(BatchFeature(micro) for micro in pinned))
+
+
+class Reading(Protocol):
+    """How a sample comes of what an order says."""
+
+    def sample(self, place: Any) -> Sample:
+        """The sample at a place."""
+
+    def following(self, place: Any) -> Any:
+        """The place whose sample may stand in for another's; None if there is none."""
+
+
+class Numbered:
+    """Samples of a source by (pass, index), so that workers need no state.
+
+    Args:
+        source: the source.
+        seed: of what it varies.
+    """
+
+    def __init__(self, source: Source, seed: int) -> None:
+        self._source, self._seed = source, seed
+
+    def sample(self, place: Place) -> Sample:
+        """The sample at a place."""
+        number, index = place
+        return self._source.sample(index, chance_at(self._seed, number, index))
+
+    def following(self, place: Place) -> Place:
+        """The next one in the source's own order."""
+        number, index = place
+        if isinstance(self._source, MixtureSource):
+            return number, self._source.following(index)
+        return number, (index + 1) % len(self._source)
+
+
+class Steps(Dataset[Any]):
+    """Makes the step of several places. What one sample is and does depends on its own place alone.
+
+    Args:
+        reading: place to sample.
+        collator: samples to a batch.
+        micro_batch_size: places in one batch.
+        bad_samples: `stop` yields the error; `skip` leaves the sample out of its micro-batch; `replace` takes the next
+            good one of the source.
+
+    Raises:
+        ArgumentError: for a policy that is none.
+    """
+
+    def __init__(
+        self, reading: Reading, collator: Collator, micro_batch_size: int, bad_samples: Policy = "stop"
+    ) -> None:
+        if bad_samples not in POLICIES:
+            raise ArgumentError(f"bad_samples is {', '.join(POLICIES)}, found {bad_samples!r}")
+        self._reading, self._collator, self._size, self._policy = reading, collator, micro_batch_size, bad_samples
+
+    def __getitem__(self, places: Sequence[Any]) -> StepBatch | CornstarchError:
+        """The step of some places; or what is wrong with a sample, since a worker's exceptions lose their form."""
+        micro_batches, samples, bad = [], list[Sample](), list[BadSample]()
+        try:
+            for start in range(0, len(places), self._size):
+                found, batch = self._micro_batch(places[start : start + self._size], bad)
+                samples += found
+                if batch is not None:
+                    micro_batches.append(batch)
+        except CornstarchError as error:
+            return error
+        return StepBatch(
+            micro_batches=tuple(micro_batches),
+            names=tuple(sample.name for sample in samples),
+            samples=len(samples),
+            bad=tuple(bad),
+        )
+
+    def _micro_batch(self, places: Sequence[Any], bad: list[BadSample]) -> tuple[list[Sample], BatchFeature | None]:
+        before = len(bad)
+        try:
+            samples = [self._reading.sample(place) for place in places]
+            return samples, self._collator(samples)
+        except _NOT_THE_SAMPLES_FAULT:
+            raise
+        except Exception as error:  # which sample it was is found out one by one
+            if self._policy == "stop" and not isinstance(error, CornstarchError):
+                raise
+            samples = [sample for place in places for sample in self._usable(place, bad)]
+            if len(bad) == before:
+                raise  # none by itself
+        return samples, self._collator(samples) if samples else None
+
+    def _usable(self, place: Any, bad: list[BadSample]) -> Iterator[Sample]:
+        """The sample at a place, or the one that stands in for it, if there is any."""
+        found = self._try(place)
+        if isinstance(found, Sample):
+            yield found
+            return
+        name, error = found
+        if self._policy == "stop":
+            raise _named(error, name)
+        other = self._stand_in(place) if self._policy == "replace" else None
+        if self._policy == "replace" and other is None:
+            raise _named(error, f"{name} (and nothing can take its place, {_MOST_REPLACED} that follow are bad too)")
+        replaced_by = other.name if other is not None else None
+        bad.append(BadSample(name=name, kind=type(error).__name__, reason=str(error), replaced_by=replaced_by))
+        if other is not None:
+            yield other
+
+    def _stand_in(self, place: Any) -> Sample | None:
+        for _ in range(_MOST_REPLACED):
+            place = self._reading.following(place)
+            found = self._try(place) if place is not None else None
+            if found is None or isinstance(found, Sample):
+                return found
+        return None
+
+    def _try(self, place: Any) -> Sample | tuple[str, Exception]:
+        """The sample at a place, or its name and what is wrong with it."""
+        name = f"sample {place[-1]}" if isinstance(place, tuple) else "a sample"
+        try:
+            sample = self._reading.sample(place)
+            name = sample.name
+            self._collator([sample])
+        except _NOT_THE_SAMPLES_FAULT:
+            raise
+        except Exception as error:
+            if self._policy == "stop" and not isinstance(error, CornstarchError):
+                raise
+            return _name_in(error, name), error
+        return sample
+
+
+def _name_in(error: Exception, name: str) -> str:
+    """The name of a sample that could not even be read: what its error begins with."""
+    return str(error).partition(": ")[0] if name.startswith("sample ") and ": " in str(error) else name
+
+
+def _named(error: Exception, name: str) -> Exception:
+    """An error that says which sample it is about."""
+    if str(error).startswith(name) or not isinstance(error, _NAMED):
+        return error
+    return type(error)(f"{name}: {error}")
+
+
+def chance_at(seed: int, number: int, index: int) -> random.Random:
+    """The random numbers that belong to one sample in one pass through its source."""
+    return random.Random(f"sample {seed} {number} {index}")
+
+
+def order_of(source: Source, seed: int, epoch: int, *, shuffle: bool = True) -> list[Place]:
+    """The places of an epoch, in order."""
+    if isinstance(source, MixtureSource):
+        return source.order(seed, epoch, shuffle=shuffle)
+    order = list(range(len(source)))
+    if shuffle:
+        random.Random(f"order {seed} {epoch}").shuffle(order)
+    return [(epoch, index) for index in order]
+
+
+def first_samples(source: Source, number: int | None = None, seed: int = 0) -> list[Sample]:
+    """The first samples of a source in its own order, all without a number; varied ones as in the first epoch."""
+    reading = Numbered(source, seed)
+    return [reading.sample(place) for place in order_of(source, seed, 0, shuffle=False)[:number]]
+
+
+def good_samples(
+    source: Source, collator: Collator, number: int | None = None, seed: int = 0
+) -> tuple[list[Sample], list[BadSample]]:
+    """The same without those that cannot be used, and what is wrong with these; each is decoded once to see."""
+    steps, bad = Steps(Numbered(source, seed), collator, 1, "skip"), list[BadSample]()
+    places = order_of(source, seed, 0, shuffle=False)[:number]
+    return [sample for place in places for sample in steps._usable(place, bad)], bad

@@ -1,0 +1,140 @@
+"""1b. Rows of Parquet, Arrow, and data sets of Hugging Face on disk or on the hub: mapped into memory, not read.
+
+Everything goes through the package `datasets`, which keeps an Arrow copy of what is no Arrow yet in its cache.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cornstarch.data.rows import Row
+from cornstarch.errors import ArgumentError
+
+_KINDS = {".parquet": "parquet", ".arrow": "arrow"}
+
+
+class TableRows:
+    """Rows of a `datasets.Dataset`. Images and sounds in it stay encoded.
+
+    Args:
+        table: the data set.
+        called: what it is called in messages.
+    """
+
+    def __init__(self, table: Any, called: str) -> None:
+        self._table = table.with_format("arrow")  # plain values; no medium is decoded on the way
+        self._called = called
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def name(self, index: int) -> str:
+        """What a row is called in messages."""
+        return f"{self._called}, entry {index}"
+
+    def row(self, index: int) -> Row:
+        """One row; see `Rows`."""
+        row: Row = self._table[index : index + 1].to_pylist()[0]
+        return row
+
+
+def open_files(paths: Sequence[Path]) -> TableRows:
+    """Rows of Parquet or Arrow files, all of one kind.
+
+    Args:
+        paths: the files, in order.
+
+    Returns:
+        The rows.
+
+    Raises:
+        ArgumentError: if one cannot be read.
+        ImportError: if datasets is not installed.
+    """
+    datasets = library()
+    kind = _KINDS[paths[0].suffix]
+    called = ", ".join(map(str, paths[:1])) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+    try:
+        if kind == "arrow":
+            try:
+                table = datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in paths])
+                return TableRows(table, called)
+            except ValueError:  # a file in Arrow's other format, of random access
+                pass
+        table = datasets.load_dataset(kind, data_files=[str(path) for path in paths], split="train")
+    except Exception as error:
+        raise ArgumentError(f"{called} cannot be read: {_reason(error)}") from error
+    return TableRows(table, called)
+
+
+def open_folder(path: Path, split: str) -> TableRows:
+    """Rows of a data set that `save_to_disk` wrote.
+
+    Args:
+        path: the folder.
+        split: of a set with several.
+
+    Returns:
+        The rows.
+
+    Raises:
+        ArgumentError: if it cannot be read, or has no such split.
+        ImportError: if datasets is not installed.
+    """
+    datasets = library()
+    try:
+        table = datasets.load_from_disk(str(path))
+    except Exception as error:
+        raise ArgumentError(f"{path} cannot be read as a data set: {_reason(error)}") from error
+    if not isinstance(table, datasets.DatasetDict):
+        return TableRows(table, str(path))
+    if split not in table:
+        raise ArgumentError(f"{path} has no split {split!r}; it has {', '.join(table)}")
+    return TableRows(table[split], f"{path}, {split}")
+
+
+def open_on_hub(path: str, name: str | None, split: str, revision: str | None) -> TableRows:
+    """Rows of a data set on the hub, downloaded whole.
+
+    Args:
+        path: its name.
+        name: of a configuration of it.
+        split: of it; may be a slice such as `train[:1000]`.
+        revision: branch, tag or commit.
+
+    Returns:
+        The rows.
+
+    Raises:
+        ArgumentError: if there is none, or it cannot be reached.
+        ImportError: if datasets is not installed.
+    """
+    try:
+        table = library().load_dataset(path, name, split=split, revision=revision)
+    except Exception as error:
+        raise ArgumentError(
+            f"{path} is no file or folder, and no data set on the hub that can be read: {_reason(error)}"
+        ) from error
+    return TableRows(table, f"{path}, {split}")
+
+
+def library() -> Any:
+    """The package `datasets`.
+
+    Returns:
+        The module.
+
+    Raises:
+        ImportError: if it is not installed.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError(
+            "Parquet, Arrow and data sets of Hugging Face need: pip install 'cornstarch[train]'"
+        ) from error
+    return datasets
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300]
