@@ -82,8 +82,9 @@ def _of_picture(picture: Image.Image) -> Iterator[tuple[float, float, Any]]:
     """(start, end in seconds, frame) of an animated picture."""
     time = 0.0
     for frame in ImageSequence.Iterator(picture):
+        shown = frame.copy()  # decodes it; only then a WebP's duration is known
         end = time + max(float(frame.info.get("duration", 0)) / 1000, _TICK)
-        yield time, end, frame.copy()
+        yield time, end, shown
         time = end
 
 
