@@ -1,7 +1,7 @@
 """Data: what a model is shown, and the batches it is shown in.
 
-Files stand in the order of the flow: rows, tables, shards -> media_folder, formats -> files, digits, mixtures (the
-sources of samples) -> conversations -> collation -> loader, steps -> batches.
+Files stand in the order of the flow: rows, tables, shards -> media_folder, formats -> files, digits, mixtures, streams
+(the sources of samples) -> conversations -> collation -> loader, steps -> batches, stream_batches.
 """
 
 from cornstarch.data.batches import Batches
@@ -13,6 +13,8 @@ from cornstarch.data.files import LlavaSource, RowSource
 from cornstarch.data.mixtures import MixtureSource
 from cornstarch.data.samples import Sample, Source
 from cornstarch.data.steps import BadSample, StepBatch, first_samples
+from cornstarch.data.stream_batches import StreamBatches
+from cornstarch.data.streams import StreamSource
 from cornstarch.models.multimodal_language_model.sounds import read_audio, resample
 
 __all__ = [
@@ -28,6 +30,8 @@ __all__ = [
     "Sample",
     "Source",
     "StepBatch",
+    "StreamBatches",
+    "StreamSource",
     "byte_tokenizer",
     "digit_questions",
     "first_samples",

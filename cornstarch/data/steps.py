@@ -11,6 +11,7 @@ from transformers import BatchFeature
 from cornstarch.data.collation import Collator
 from cornstarch.data.mixtures import MixtureSource
 from cornstarch.data.samples import Place, Sample, Source
+from cornstarch.data.streams import StreamSource
 from cornstarch.errors import ArgumentError, CornstarchError, MediaError, ModalityMismatchError
 
 Policy = Literal["stop", "skip", "replace"]
@@ -65,6 +66,9 @@ class Reading(Protocol):
     def sample(self, place: Any) -> Sample:
         """The sample at a place."""
 
+    def called(self, place: Any) -> str:
+        """What the sample at a place is called, before it is read."""
+
     def following(self, place: Any) -> Any:
         """The place whose sample may stand in for another's; None if there is none."""
 
@@ -84,6 +88,10 @@ class Numbered:
         """The sample at a place."""
         number, index = place
         return self._source.sample(index, chance_at(self._seed, number, index))
+
+    def called(self, place: Place) -> str:
+        """By its number; a source's own messages know better."""
+        return f"sample {place[1]}"
 
     def following(self, place: Place) -> Place:
         """The next one in the source's own order."""
@@ -174,7 +182,7 @@ class Steps(Dataset[Any]):
 
     def _try(self, place: Any) -> Sample | tuple[str, Exception]:
         """The sample at a place, or its name and what is wrong with it."""
-        name = f"sample {place[-1]}" if isinstance(place, tuple) else "a sample"
+        name = self._reading.called(place)
         try:
             sample = self._reading.sample(place)
             name = sample.name
@@ -215,16 +223,24 @@ def order_of(source: Source, seed: int, epoch: int, *, shuffle: bool = True) -> 
     return [(epoch, index) for index in order]
 
 
-def first_samples(source: Source, number: int | None = None, seed: int = 0) -> list[Sample]:
+def first_samples(source: Source | StreamSource, number: int | None = None, seed: int = 0) -> list[Sample]:
     """The first samples of a source in its own order, all without a number; varied ones as in the first epoch."""
-    reading = Numbered(source, seed)
-    return [reading.sample(place) for place in order_of(source, seed, 0, shuffle=False)[:number]]
+    reading, places = _first(source, number, seed)
+    return [reading.sample(place) for place in places]
+
+
+def _first(source: Source | StreamSource, number: int | None, seed: int) -> tuple[Reading, Sequence[Any]]:
+    if isinstance(source, StreamSource):
+        if number is None:
+            raise ArgumentError(f"{source} is a stream, which is not read in whole; say how many samples to take")
+        return source, source.first(number)
+    return Numbered(source, seed), order_of(source, seed, 0, shuffle=False)[:number]
 
 
 def good_samples(
-    source: Source, collator: Collator, number: int | None = None, seed: int = 0
+    source: Source | StreamSource, collator: Collator, number: int | None = None, seed: int = 0
 ) -> tuple[list[Sample], list[BadSample]]:
     """The same without those that cannot be used, and what is wrong with these; each is decoded once to see."""
-    steps, bad = Steps(Numbered(source, seed), collator, 1, "skip"), list[BadSample]()
-    places = order_of(source, seed, 0, shuffle=False)[:number]
+    reading, places = _first(source, number, seed)
+    steps, bad = Steps(reading, collator, 1, "skip"), list[BadSample]()
     return [sample for place in places for sample in steps._usable(place, bad)], bad

@@ -63,7 +63,7 @@ def open_files(paths: Sequence[Path]) -> TableRows:
                 pass
         table = datasets.load_dataset(kind, data_files=[str(path) for path in paths], split="train")
     except Exception as error:
-        raise ArgumentError(f"{called} cannot be read: {_reason(error)}") from error
+        raise ArgumentError(f"{called} cannot be read: {reason(error)}") from error
     return TableRows(table, called)
 
 
@@ -85,7 +85,7 @@ def open_folder(path: Path, split: str) -> TableRows:
     try:
         table = datasets.load_from_disk(str(path))
     except Exception as error:
-        raise ArgumentError(f"{path} cannot be read as a data set: {_reason(error)}") from error
+        raise ArgumentError(f"{path} cannot be read as a data set: {reason(error)}") from error
     if not isinstance(table, datasets.DatasetDict):
         return TableRows(table, str(path))
     if split not in table:
@@ -113,7 +113,7 @@ def open_on_hub(path: str, name: str | None, split: str, revision: str | None) -
         table = library().load_dataset(path, name, split=split, revision=revision)
     except Exception as error:
         raise ArgumentError(
-            f"{path} is no file or folder, and no data set on the hub that can be read: {_reason(error)}"
+            f"{path} is no file or folder, and no data set on the hub that can be read: {reason(error)}"
         ) from error
     return TableRows(table, f"{path}, {split}")
 
@@ -136,5 +136,6 @@ def library() -> Any:
     return datasets
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What an error of another library says, in a line."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300]

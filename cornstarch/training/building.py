@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from cornstarch.data import DigitsSource, MixtureSource, RowSource, Source, byte_tokenizer, set_template
+from cornstarch.data import DigitsSource, MixtureSource, RowSource, Source, StreamSource, byte_tokenizer, set_template
 from cornstarch.errors import ArgumentError, MissingFileError
 from cornstarch.models.multimodal_language_model import (
     MediaLimits,
@@ -113,18 +113,31 @@ def make_source(config: SourceConfig) -> Source:
             [make_source(entry) for entry in config.sources], config.weights, when_one_ends=config.when_one_ends
         )
     if isinstance(config, RowsConfig):
-        return RowSource(
-            config.path,
-            config.source,
-            media=config.media,
-            columns=config.columns,
-            prompt=config.prompt,
-            split=config.split,
-            name=config.name,
-            revision=config.revision,
-            frames_per_second=config.frames_per_second,
-        )
+        if config.streaming:
+            raise ArgumentError(f"{config.path} is to be streamed; here a source is needed whose samples have numbers")
+        return RowSource(config.path, config.source, **_row_options(config))
     return DigitsSource(config.split, config.shift, config.blank)
+
+
+def make_stream(config: RowsConfig) -> StreamSource:
+    """The stream that a config with `streaming` describes.
+
+    Args:
+        config: of a source.
+
+    Returns:
+        The stream.
+
+    Raises:
+        ArgumentError: if there is nothing to read.
+        ImportError: if a package that it needs is not installed.
+    """
+    return StreamSource(config.path, config.source, window=config.window, **_row_options(config))
+
+
+def _row_options(config: RowsConfig) -> dict[str, Any]:
+    names = ("media", "columns", "prompt", "split", "name", "revision", "frames_per_second")
+    return {name: getattr(config, name) for name in names}
 
 
 def make_limits(config: LimitsConfig) -> MediaLimits:

@@ -354,9 +354,14 @@ class RowsConfig:
     """Branch, tag or commit on the hub."""
     frames_per_second: float = 1.0
     """To take of videos."""
+    streaming: bool = False
+    """Read one after the other what is too large to have. For training alone, and a number of `training.steps`."""
+    window: int = 1000
+    """Of streaming: rows that are held and shuffled among each other."""
 
     def __post_init__(self) -> None:
         _require(self.frames_per_second > 0, "frames_per_second", f"above 0, found {self.frames_per_second}")
+        _require(self.window > 0, "window", f"at least one row, found {self.window}")
         pair = self.source in ("caption", "transcript")
         _require(pair or not self.prompt, "prompt", f"is for caption and transcript, found source {self.source!r}")
 
@@ -390,6 +395,8 @@ class MixtureConfig:
     def __post_init__(self) -> None:
         _require(len(self.sources) > 0, "sources", "at least one, found none")
         weights = self.weights
+        streams = [isinstance(source, RowsConfig) and source.streaming for source in self.sources]
+        _require(not any(streams), "sources", "a stream cannot be mixed; its samples have no numbers")
         same = weights is None or len(weights) == len(self.sources)
         _require(same, "weights", f"one for each of {len(self.sources)} sources, found {weights}")
         positive = weights is None or all(0 < weight < float("inf") for weight in weights)
@@ -448,6 +455,14 @@ class DataConfig:
         length = self.max_length
         _require(length is None or length > 0, "max_length", f"must be above 0, found {length}")
         _require(self.workers >= 0, "workers", f"must not be negative, found {self.workers}")
+        for name in ("validation", "test"):
+            source = getattr(self, name)
+            stream = isinstance(source, RowsConfig) and source.streaming
+            _require(not stream, name, "is checked on in whole, so it cannot be streamed")
+        stream = isinstance(self.train, RowsConfig) and self.train.streaming
+        _require(
+            not stream or self.bad_samples != "replace", "bad_samples", "a stream has no other sample; stop or skip"
+        )
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -606,6 +621,9 @@ class TrainConfig:
             parts.append("language_model")
             for part in self.trains:
                 _check_name(part, parts, ("trains", part))
+        stream = isinstance(self.data.train, RowsConfig) and self.data.train.streaming
+        if stream and self.training.steps is None:
+            raise FieldError(("training", "steps"), "must be given: nobody knows how long a stream is, found epochs")
         if self.run.best_by == "eval_exact_match" and not self.evaluation.generate:
             raise FieldError(("run", "best_by"), "eval_exact_match needs evaluation.generate: true")
         quantized = self.model.language_model is not None and self.model.language_model.quantization is not None

@@ -4,15 +4,25 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from cornstarch.data import Batches, Collator, Sample, Source, first_samples, set_template
+from cornstarch.data import (
+    Batches,
+    Collator,
+    Sample,
+    Source,
+    StreamBatches,
+    StreamSource,
+    first_samples,
+    set_template,
+)
 from cornstarch.data.steps import good_samples
 from cornstarch.errors import ArgumentError, CornstarchError, TrainingError
 from cornstarch.models.multimodal_language_model import MultimodalModel, MultimodalProcessor, anatomy, pretrained
 from cornstarch.training import building, checkpoints, pictures, report, selection
-from cornstarch.training.config import SourceConfig, TrainConfig
+from cornstarch.training.config import RowsConfig, SourceConfig, TrainConfig
 from cornstarch.training.devices import check_precision, pick_device
 from cornstarch.training.evaluation import AnswerMetric, in_evaluation_mode
 from cornstarch.training.folder import RunFolder, flat, refuse_other_config
@@ -55,7 +65,7 @@ def train(
     *,
     model: MultimodalModel | None = None,
     processor: MultimodalProcessor | None = None,
-    source: Source | None = None,
+    source: Source | StreamSource | None = None,
     validation: Source | None = None,
     callbacks: Sequence[Callback] = (),
     loss_terms: Mapping[str, LossTerm] | None = None,
@@ -92,6 +102,8 @@ def train(
         refuse_other_config(folder.config, config)
     device = _prepare(config)
     source = _source(config.data.train) if source is None else source
+    if isinstance(source, StreamSource) and config.training.steps is None:
+        raise ArgumentError("training.steps must be given: nobody knows how long a stream is")
     if validation is None and config.data.validation is not None:
         validation = building.make_source(config.data.validation)
 
@@ -172,9 +184,11 @@ def _prepare(config: TrainConfig) -> torch.device:
     return device
 
 
-def _source(config: SourceConfig | None) -> Source:
+def _source(config: SourceConfig | None) -> Source | StreamSource:
     if config is None:
         raise ArgumentError("data.train must be given: there is nothing to train on")
+    if isinstance(config, RowsConfig) and config.streaming:
+        return building.make_stream(config)
     return building.make_source(config)
 
 
@@ -203,21 +217,22 @@ def _model(
     return model, processor
 
 
-def _batches(config: TrainConfig, source: Source, collator: Collator) -> Batches:
-    return Batches(
-        source,
-        collator,
-        config.training.batch_size,
-        micro_batch_size=config.training.micro_batch_size,
-        seed=config.training.seed,
-        workers=config.data.workers,
-        bad_samples=config.data.bad_samples,
-    )
+def _batches(config: TrainConfig, source: Source | StreamSource, collator: Collator) -> Batches | StreamBatches:
+    options: dict[str, Any] = {
+        "micro_batch_size": config.training.micro_batch_size,
+        "seed": config.training.seed,
+        "workers": config.data.workers,
+        "bad_samples": config.data.bad_samples,
+    }
+    if isinstance(source, StreamSource):
+        return StreamBatches(source, collator, config.training.batch_size, **options)
+    return Batches(source, collator, config.training.batch_size, **options)
 
 
-def _steps(config: TrainConfig, batches: Batches) -> int:
+def _steps(config: TrainConfig, batches: Batches | StreamBatches) -> int:
     if config.training.steps is not None:
         return config.training.steps
+    assert isinstance(batches, Batches), "checked by the config"
     return max(1, math.ceil((config.training.epochs or 0) * batches.steps_per_epoch - 1e-9))
 
 
@@ -240,7 +255,9 @@ def _checker(
     return Checker(model, collator, samples, config.evaluation, metrics)
 
 
-def usable_samples(config: TrainConfig, collator: Collator, source: Source, number: int | None) -> list[Sample]:
+def usable_samples(
+    config: TrainConfig, collator: Collator, source: Source | StreamSource, number: int | None
+) -> list[Sample]:
     """The first samples of a source.
 
     Args:
@@ -301,7 +318,9 @@ def _try(model: MultimodalModel, collator: Collator, sample: Sample) -> None:
 # --- the run itself ---------------------------------------------------------------------------------------------------
 
 
-def _run(loop: Loop, batches: Batches, keeper: Keeper, trackers: Trackers, signals: StopOnSignal) -> str | None:
+def _run(
+    loop: Loop, batches: Batches | StreamBatches, keeper: Keeper, trackers: Trackers, signals: StopOnSignal
+) -> str | None:
     """Take the steps; whatever goes wrong, what was learnt up to the last whole step is saved."""
     try:
         return loop.run()
