@@ -144,6 +144,11 @@ LANGUAGE_MODELS: dict[str, LanguageModel] = {
         {**_HEAD, **_ROUTER_LOSS, "num_local_experts": 4, "sliding_window": 4, "rope_parameters": _GPT_OSS_ROPE},
         ("experts", "sliding window"),
     ),
+    "exaone4": LanguageModel(
+        "Exaone4ForCausalLM",
+        _GROUPED | {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+        ("sliding window", "layers without positions"),
+    ),
     "mamba": LanguageModel("MambaForCausalLM", {"state_size": 8}, ("state space",)),
     "mamba2": LanguageModel("Mamba2ForCausalLM", _STATE_SPACE, ("state space",)),
     "jamba": LanguageModel(
@@ -321,6 +326,24 @@ ENCODERS: dict[str, Encoder] = {
         _IMAGE,
         (1, 1),
         "maps",
+    ),
+    "hiera": Encoder(
+        "HieraModel",
+        {
+            "image_size": [16, 16],
+            "patch_size": [3, 3],
+            "patch_stride": [2, 2],
+            "patch_padding": [1, 1],
+            "embed_dim": 12,
+            "depths": [1, 1],
+            "num_heads": [1, 2],
+            "query_stride": [2, 2],
+            "masked_unit_size": [4, 4],
+            "masked_unit_attention": [True, True],
+            "num_query_pool": 1,
+        },
+        {"pixel_values": (3, 16, 16)},
+        (16, 16),
     ),
     "whisper": Encoder(
         "whisper.WhisperEncoder", {**_MEL, "max_source_positions": 6}, {"input_features": (8, 12)}, (6, 6)
