@@ -64,7 +64,7 @@ def frozen(encoder: str, language_model: str) -> None:
 
 
 def checkpointed(encoder: str, language_model: str) -> None:
-    """The same gradients, and every layer that has one runs twice."""
+    """The same gradients, and every layer that transformers marks as one runs twice if it has a gradient."""
     model = making.pair(encoder, language_model).train()
     given = making.batch(encoder)
     runs = _count_runs(model)
