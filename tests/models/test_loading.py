@@ -270,6 +270,16 @@ def test_parameters_that_are_one_stay_one() -> None:
     assert all(parameter.is_meta for parameter in made.parameters())
 
 
+def test_a_module_that_lists_its_weights() -> None:
+    """An LSTM keeps them in a list too, which follows when weights are read."""
+    expected = nn.LSTM(2, 3)
+    made = weightless.make(lambda: nn.LSTM(2, 3))
+    assert all(parameter.is_meta for parameter in made.parameters())
+    made.load_state_dict(expected.state_dict(), assign=True)
+    inputs = torch.randn(4, 2)
+    assert torch.equal(made(inputs)[0], expected(inputs)[0])
+
+
 def test_an_error_is_the_builders_own() -> None:
     def build() -> nn.Module:
         raise KeyError("no such thing")
