@@ -6,7 +6,8 @@ A vision tower and a language model with tied and with untied weights, saved as 
 `save_pretrained` of the model, and of its parts alone. Anonymous memory is sampled from outside while a process of its
 own loads them, from when all imports are done. Times are ratios of medians over repeats in turn, files in the page
 cache. Hugging Face maps the files and leaves reading to the first use, so the time until every weight was read once
-stands beside the time of the call, and that of loading into bfloat16, which reads all at once. No absolute times: machines differ.
+stands beside the time of the call, and that of loading into bfloat16, which reads all at once. No absolute times:
+machines differ.
 """
 
 import argparse
