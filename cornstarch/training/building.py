@@ -188,6 +188,9 @@ def _encoder(key: str, config: EncoderConfig, language_model: Any) -> ModalEncod
         anatomy.parameter_dtype(language_model) or torch.float32,
         config.projector.type,
         config.projector.activation,
+        queries=config.projector.queries,
+        layers=config.projector.layers,
+        heads=config.projector.heads,
     )
     return encoder
 

@@ -130,11 +130,23 @@ class CallbacksConfig:
 class ProjectorConfig:
     """What leads from an encoder's features to the language model's embeddings."""
 
-    type: Literal["linear", "mlp", "identity"] = "linear"
+    type: Literal["linear", "mlp", "identity", "resampler"] = "linear"
     """`linear` is one linear layer; `mlp` is linear, activation, linear; `identity` is nothing, for an encoder that
-    yields the embedding's width already."""
+    yields the embedding's width already; `resampler` makes a fixed number of features of however many rows."""
     activation: str = "gelu"
-    """Of `mlp`, a name in transformers.activations.ACT2CLS."""
+    """Of `mlp` and `resampler`, a name in transformers.activations.ACT2CLS."""
+    queries: int | None = None
+    """Of `resampler`: features of each input; 64 if left out."""
+    layers: int | None = None
+    """Of `resampler`: how many times its queries attend to the rows; 2 if left out."""
+    heads: int | None = None
+    """Of `resampler`: heads of that attention, which divide the encoder's width; 8 if left out."""
+
+    def __post_init__(self) -> None:
+        for name in ("queries", "layers", "heads"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, f"at least 1, found {value}")
+            _require(value is None or self.type == "resampler", name, f"is for `resampler` only, found {self.type}")
 
 
 @_config

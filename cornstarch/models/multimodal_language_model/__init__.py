@@ -22,6 +22,7 @@ from cornstarch.models.multimodal_language_model.llm_callbacks import (
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
 from cornstarch.models.multimodal_language_model.processing import MultimodalProcessor
 from cornstarch.models.multimodal_language_model.projector import MultimodalProjector
+from cornstarch.models.multimodal_language_model.resampler import Resampler
 from cornstarch.models.multimodal_language_model.tiles import JoinTiles, SplitTiles, UnpadImages
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "OutputDeepFeatures",
     "OutputHiddenStates",
     "PixelShuffle",
+    "Resampler",
     "RotaryPositions",
     "SelectFeatures",
     "SplitTiles",

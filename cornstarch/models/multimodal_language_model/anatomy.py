@@ -113,7 +113,10 @@ def config_vocabulary_size(config: Any) -> int:
 
 
 def linear_widths(module: nn.Module) -> tuple[int | None, int | None]:
-    """Input and output width of a module that starts and ends with `nn.Linear`; None where it does not."""
+    """Input and output width of a module that states them, or starts and ends with `nn.Linear`; else None."""
+    stated = (_attribute(module, "in_features"), _attribute(module, "out_features"))
+    if all(isinstance(width, int) for width in stated):
+        return stated
     leaves = [leaf for leaf in module.modules() if not list(leaf.children())]
     shaped = [leaf for leaf in leaves if any(True for _ in leaf.parameters())]
     if not isinstance(module, nn.Linear | nn.Sequential) or not shaped:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from cornstarch.errors import ArgumentError
 from cornstarch.models.multimodal_language_model import anatomy, callbacks, freezing
@@ -172,10 +173,16 @@ class ModalEncoderModule(nn.Module):
         encoder, inputs = freezing.unwrap(self.module), dict(inputs or {})
         width = None if self.projector is None else self.projector.widths[0]
         hidden = anatomy.hidden_states(encoder, output, width)
-        counts = None
+        counts, mask = None, None
         if isinstance(hidden, Tensor):
             hidden, counts = _counted(encoder, inputs, hidden)
-        features = [self._project(h) for h in hidden] if isinstance(hidden, list) else self._project(hidden)
+        if self.projector is not None and self.projector.takes_mask:
+            hidden, mask = self._whole_inputs(hidden, counts, inputs)
+            counts = None  # of rows, which are no features
+        if isinstance(hidden, list):
+            features: Any = [self._project(rows) for rows in hidden]
+        else:
+            features = self._project(hidden, mask)
         if self.postprocess_projector_callback is not None:
             features = self.postprocess_projector_callback(inputs, features)
         if isinstance(features, tuple):
@@ -199,7 +206,36 @@ class ModalEncoderModule(nn.Module):
         with torch.no_grad() if free else nullcontext():
             return freezing.run(self.module, arguments)
 
-    def _project(self, hidden: Tensor) -> Any:
+    def _whole_inputs(
+        self, hidden: Rows, counts: list[int] | None, inputs: Mapping[str, Any]
+    ) -> tuple[Rows, Tensor | None]:
+        """Rows (N, T, E) for a projector that takes an input as a whole, and where they are no padding (N, T).
+
+        None stands for a mask that is True everywhere.
+        """
+        if isinstance(hidden, Tensor) and hidden.dim() == 2:
+            if counts is None and not self._has_one_row_each(hidden, inputs):
+                name = type(freezing.unwrap(self.module)).__name__
+                raise ArgumentError(
+                    f"the projector takes each input as a whole, but {name} packs its inputs and nothing tells which "
+                    "rows belong to which: let a postprocess_module_callback return a list with one (rows, width) "
+                    "tensor per input"
+                )
+            hidden = list(torch.split(hidden, counts or 1))
+        if isinstance(hidden, list):
+            counts = [rows.shape[0] for rows in hidden]
+            hidden = pad_sequence(hidden, batch_first=True) if hidden else hidden
+        if counts is None or isinstance(hidden, list) or all(count == hidden.shape[1] for count in counts):
+            return hidden, None
+        places = torch.arange(hidden.shape[1], device=hidden.device)
+        return hidden, places < torch.tensor(counts, device=hidden.device)[:, None]
+
+    def _has_one_row_each(self, rows: Tensor, inputs: Mapping[str, Any]) -> bool:
+        """Whether rows (M, width) are one of each input."""
+        main = inputs.get(anatomy.main_input_name(freezing.unwrap(self.module)))
+        return isinstance(main, Tensor) and main.shape[0] == rows.shape[0]
+
+    def _project(self, hidden: Tensor, mask: Tensor | None = None) -> Any:
         if self.projector is None:
             raise ArgumentError("this encoder has no projector yet: build a MultimodalModel with it, or pass one")
         wanted, found = self.projector.widths[0], hidden.shape[-1]
@@ -207,7 +243,8 @@ class ModalEncoderModule(nn.Module):
             raise ArgumentError(
                 f"the projector takes width {wanted}, the encoder (and its callback) gave width {found}"
             )
-        return self.projector(_cast(hidden, anatomy.parameter_dtype(self.projector)))
+        further = {} if mask is None else {"mask": mask}
+        return self.projector(_cast(hidden, anatomy.parameter_dtype(self.projector)), **further)
 
     def _by_input(self, features: Tensor, hidden: Rows, counts: list[int] | None, inputs: Mapping[str, Any]) -> Rows:
         """Tell inputs apart where the features do not show it: trim padding, split what was packed."""
@@ -215,8 +252,7 @@ class ModalEncoderModule(nn.Module):
             if features.dim() == 2:
                 return list(torch.split(features, counts))
             return [rows[:count] for rows, count in zip(features, counts, strict=True)]
-        main = inputs.get(anatomy.main_input_name(freezing.unwrap(self.module)))
-        if features.dim() == 2 and isinstance(main, Tensor) and main.shape[0] == features.shape[0]:
+        if features.dim() == 2 and self._has_one_row_each(features, inputs):
             return features.unsqueeze(1)  # one vector an input
         return features
 
