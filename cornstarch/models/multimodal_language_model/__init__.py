@@ -10,6 +10,8 @@ from cornstarch.models.multimodal_language_model.callbacks import (
     PixelShuffle,
     SelectFeatures,
 )
+from cornstarch.models.multimodal_language_model.concatenated_processing import ConcatenatedProcessor
+from cornstarch.models.multimodal_language_model.concatenation import ConcatenatedEncoders
 from cornstarch.models.multimodal_language_model.configuration import MultimodalConfig, MultimodalProjectorConfig
 from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
 from cornstarch.models.multimodal_language_model.exporting import Exported, export_to_hf
@@ -29,6 +31,8 @@ __all__ = [
     "AveragePool",
     "BackboneWithHead",
     "Chain",
+    "ConcatenatedEncoders",
+    "ConcatenatedProcessor",
     "DeepFeatures",
     "Exported",
     "Features",

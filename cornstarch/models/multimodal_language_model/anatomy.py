@@ -184,8 +184,12 @@ def _signature(function: Callable[..., Any]) -> ForwardArguments:
 
 
 def forward_arguments(module: nn.Module) -> ForwardArguments:
-    """What the forward method of an unwrapped module takes; one that takes anything is its base class's."""
-    return class_arguments(type(module))
+    """What the forward method of an unwrapped module takes; one that takes anything is its base class's.
+
+    A module whose arguments depend on what it is made of states them as `argument_names`.
+    """
+    stated = getattr(module, "argument_names", None)
+    return class_arguments(type(module)) if stated is None else ForwardArguments(tuple(stated), False)
 
 
 def class_arguments(cls: type[nn.Module]) -> ForwardArguments:
@@ -228,8 +232,14 @@ def main_input_name(encoder: nn.Module) -> str:
     return stated if stated in names else names[0]
 
 
+def main_input_names(encoder: nn.Module) -> tuple[str, ...]:
+    """The arguments of which `encoder` needs one at least; a module that can run by several states them."""
+    return tuple(getattr(encoder, "main_input_names", None) or (main_input_name(encoder),))
+
+
 # What encoders call a mask with an entry for each of their rows.
 _MASKS_OF_ROWS = ("attention_mask", "pixel_attention_mask")
+
 
 # --- outputs ----------------------------------------------------------------------------------------------------------
 

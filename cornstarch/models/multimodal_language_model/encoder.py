@@ -199,7 +199,7 @@ class ModalEncoderModule(nn.Module):
         names = anatomy.forward_arguments(encoder).names
         unwanted = set(self.additional_args) - set(names)
         dtype = anatomy.parameter_dtype(encoder)
-        arguments = {name: _cast(value, dtype) for name, value in inputs.items() if name not in unwanted}
+        arguments = {name: cast(value, dtype) for name, value in inputs.items() if name not in unwanted}
         tracked = any(isinstance(value, Tensor) and value.requires_grad for value in arguments.values())
         # Hooks of others (input gradients for checkpointing) would start a graph in a frozen encoder.
         free = freezing.is_frozen(self.module) and not tracked
@@ -244,7 +244,7 @@ class ModalEncoderModule(nn.Module):
                 f"the projector takes width {wanted}, the encoder (and its callback) gave width {found}"
             )
         further = {} if mask is None else {"mask": mask}
-        return self.projector(_cast(hidden, anatomy.parameter_dtype(self.projector)), **further)
+        return self.projector(cast(hidden, anatomy.parameter_dtype(self.projector)), **further)
 
     def _by_input(self, features: Tensor, hidden: Rows, counts: list[int] | None, inputs: Mapping[str, Any]) -> Rows:
         """Tell inputs apart where the features do not show it: trim padding, split what was packed."""
@@ -275,8 +275,16 @@ def _counted(encoder: nn.Module, inputs: Mapping[str, Any], hidden: Tensor) -> t
     return hidden, counts if any(count < hidden.shape[1] for count in counts) else None
 
 
-def _cast(value: Any, dtype: torch.dtype | None) -> Any:
-    """A floating-point tensor in the dtype of the weights it meets; under autocast PyTorch sees to that itself."""
+def cast(value: Any, dtype: torch.dtype | None) -> Any:
+    """A floating-point tensor in the dtype of the weights it meets; under autocast PyTorch sees to that itself.
+
+    Args:
+        value: anything; what is no such tensor stays as it is.
+        dtype: of the weights; None leaves the value as it is.
+
+    Returns:
+        The value.
+    """
     if dtype is None or not isinstance(value, Tensor) or not value.is_floating_point():
         return value
     device = value.device.type
