@@ -1,5 +1,6 @@
 """Several encoders as one, against the same put together by hand: fp64 at 1e-10 of the largest entry."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from cornstarch import (
     parse_config,
     part_rows,
 )
+from cornstarch.models.multimodal_language_model.concatenation import _size
 from tests import parts, tiny
 
 GRID = 4  # of the first encoder's map: 16 pixels by patches of 4
@@ -159,21 +161,31 @@ def test_a_class_token_is_found_out() -> None:
         encoders(pictures(), output_hidden_states=True)
 
 
+def test_maps_are_found_by_arithmetic() -> None:
+    """Every map that square patches cut out of an image, a rest left over, by trying all; and no other."""
+    for height, width in itertools.product(range(4, 60, 5), repeat=2):
+        for patch in range(2, min(height, width) + 1):
+            h, w = height // patch, width // patch
+            assert _size(h * w, height, width) == (h, w)
+    assert [_size(rows, 224, 224) for rows in (256, 257, 255, 1, 2)] == [(16, 16), None, None, (1, 1), None]
+
+
 # --- saving -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("adapted", [False, True])
-def test_a_save_restores_it(tmp_path: Path, adapted: bool) -> None:
-    """Without custom_objects: classes, configs, which rows, adapters on one of them, what is frozen; bit-equal."""
+@pytest.mark.parametrize("adapted", ["", "dino", "both"])
+def test_a_save_restores_it(tmp_path: Path, adapted: str) -> None:
+    """Without custom_objects: classes, configs, rows, adapters on one or around both, what is frozen; bit-equal."""
     torch.manual_seed(3)
+    lora = LoraConfig(r=2, target_modules=["fc1"], init_lora_weights=False)
     inner: Any = dino()
-    if adapted:
-        inner = get_peft_model(inner, LoraConfig(r=2, target_modules=["fc1"], init_lora_weights=False)).double()
-    encoders = ConcatenatedEncoders(
+    if adapted == "dino":
+        inner = get_peft_model(inner, lora).double()
+    encoders: Any = ConcatenatedEncoders(
         {"siglip": siglip(), "dino": inner}, skip_first={"dino": 1}, layers={"siglip": (-2, -1)}
     )
-    made = model(encoders)
-    made.vision_encoder.module.encoders["siglip"].requires_grad_(False)
+    made = model(get_peft_model(encoders, lora).double() if adapted == "both" else encoders)
+    encoders.encoders["siglip"].requires_grad_(False)
     expected = made(**batch()).logits
     made.save_pretrained(tmp_path)
     assert (tmp_path / "vision_encoder" / "encoders" / "dino" / "config.json").is_file()
@@ -183,10 +195,11 @@ def test_a_save_restores_it(tmp_path: Path, adapted: bool) -> None:
     flags = {name: parameter.requires_grad for name, parameter in made.named_parameters()}
     assert {name: parameter.requires_grad for name, parameter in loaded.named_parameters()} == flags
     assert loaded.vision_encoder.module.layers == {"siglip": [-2, -1]}
-    again = MultimodalModel.from_pretrained(
-        tmp_path, custom_objects={"vision_encoder.module.encoders.siglip": siglip()}
-    )
-    assert torch.equal(again(**batch()).logits, expected)
+    place = "vision_encoder.module.base_model.model" if adapted == "both" else "vision_encoder.module"
+    if adapted != "both":
+        again = MultimodalModel.from_pretrained(tmp_path, custom_objects={f"{place}.encoders.siglip": siglip()})
+        assert torch.equal(again(**batch()).logits, expected)
+    assert json.loads(made.config.to_json_string())["encoders"]["vision"]["hidden_size"] == 2 * 24 + 16
 
 
 def test_names_in_a_damaged_save_reach_no_other_folder(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ Papers: Prismatic (https://arxiv.org/abs/2402.07865), Eagle (https://arxiv.org/a
 Shapes: N images, T rows, E the sum of the widths; h and w the rows and columns of a map.
 """
 
-import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from cornstarch.errors import ArgumentError
 from cornstarch.models.multimodal_language_model import anatomy, freezing
 from cornstarch.models.multimodal_language_model.callbacks import SelectFeatures
+from cornstarch.models.multimodal_language_model.configuration import config_to_dict
 from cornstarch.models.multimodal_language_model.encoder import cast
 
 # What the encoders take beside their inputs, which is settled when they are put together.
@@ -42,6 +43,14 @@ class ConcatenatedConfig(PreTrainedConfig):  # type: ignore[misc]
         self.hidden_size = hidden_size
         super().__init__(**kwargs)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The config as JSON values; every encoder's config is a dictionary too."""
+        return {
+            "model_type": self.model_type,
+            "encoders": {name: config_to_dict(config) for name, config in self.encoders.items()},
+            "hidden_size": self.hidden_size,
+        }
+
 
 class ConcatenatedEncoders(nn.Module):
     """Vision encoders that all see the same images, as one encoder whose rows are theirs side by side.
@@ -62,6 +71,7 @@ class ConcatenatedEncoders(nn.Module):
     """
 
     main_input_name = "pixel_values"
+    base_model_prefix = ""  # transformers asks for it where PEFT wraps the whole
 
     def __init__(
         self,
@@ -74,6 +84,12 @@ class ConcatenatedEncoders(nn.Module):
         self.encoders = nn.ModuleDict(encoders)
         self.skip_first = {name: (skip_first or {}).get(name, 0) for name in encoders}
         self.layers = {name: list(chosen) for name, chosen in (layers or {}).items()}
+        self._own_arguments = {  # {name}_{argument} to both
+            f"{name}_{argument}": (name, argument)
+            for name, encoder in self._bases()
+            for argument in anatomy.forward_arguments(encoder).names
+            if argument not in _SETTLED
+        }
         self._widths: dict[str, int] = {}
         for name, encoder in self._bases():
             width = anatomy.observed_width(encoder) or anatomy.feature_width(encoder)
@@ -146,16 +162,6 @@ class ConcatenatedEncoders(nn.Module):
         for encoder in self.encoders.values():
             encoder.train(mode and not freezing.is_frozen(encoder))
         return self
-
-    @property
-    def _own_arguments(self) -> dict[str, tuple[str, str]]:
-        """Each `{name}_{argument}` to both."""
-        return {
-            f"{name}_{argument}": (name, argument)
-            for name, encoder in self._bases()
-            for argument in anatomy.forward_arguments(encoder).names
-            if argument not in _SETTLED
-        }
 
     def _bases(self) -> Iterator[tuple[str, Any]]:
         for name, encoder in self.encoders.items():
@@ -231,13 +237,13 @@ def _rows(name: str, base: nn.Module, select: SelectFeatures, output: Any) -> Te
     return rows
 
 
-@functools.lru_cache(maxsize=1024)
 def _size(rows: int, height: int, width: int) -> tuple[int, int] | None:
     """(h, w) of a map of so many rows that square patches of an image make, of which a rest may be cut off.
 
     There is at most one: more rows of patches mean smaller patches, and more columns too.
     """
-    for h in range(1, rows + 1):
+    near = math.sqrt(rows * height / width)  # what h were if nothing was cut off; it is at most sqrt(2) as much
+    for h in range(max(1, int(near) - 1), int(1.5 * near) + 2):
         w, rest = divmod(rows, h)
         if not rest and height * w < width * (h + 1) and width * h < height * (w + 1):
             return h, w

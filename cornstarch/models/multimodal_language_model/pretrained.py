@@ -283,8 +283,8 @@ def _check_custom_objects(description: Mapping[str, Any], given: Mapping[str, An
 def _own_classes(place: str, entry: Mapping[str, Any]) -> dict[str, str]:
     """Classes of the caller's own, by their places in the model."""
     if "concatenated" in entry:
-        inner = entry["concatenated"].items()
-        return {k: v for name, one in inner for k, v in _own_classes(f"{place}.encoders.{name}", one).items()}
+        inner = [_own_classes(_inside(place, entry, name), one) for name, one in entry["concatenated"].items()]
+        return {name: cls for found in inner for name, cls in found.items()}
     known = entry["class"].startswith("transformers.") or entry.get("remote_code")
     return {} if known else {place: entry["class"]}
 
@@ -397,11 +397,17 @@ def _build_concatenated(
             raise CheckpointError(f"{place} has an encoder called {name!r}, which is no identifier")
     encoders = {
         name: _build_part(
-            f"{place}/encoders/{name}", inner, folder, custom_objects, options, custom=f"{module}.encoders.{name}"
+            f"{place}/encoders/{name}", inner, folder, custom_objects, options, custom=_inside(module, entry, name)
         )
         for name, inner in entry["concatenated"].items()
     }
     return ConcatenatedEncoders(encoders, **entry["arguments"])
+
+
+def _inside(place: str, entry: Mapping[str, Any], name: str) -> str:
+    """The place in the model of an encoder concatenated at a place, below a wrapper of PEFT's if there is one."""
+    wrapped = ".base_model.model" if entry["adapters"] and not entry["adapters_inside"] else ""
+    return f"{place}{wrapped}.encoders.{name}"
 
 
 def _check_adapter_name(name: str) -> None:
