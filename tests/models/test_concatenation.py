@@ -291,6 +291,18 @@ def test_lower_precision(dtype: torch.dtype) -> None:
     assert (found.float() - expected).abs().max() < 0.05 * expected.abs().max()
 
 
+def test_each_in_a_dtype_of_its_own() -> None:
+    """The second gets the images as they are, not as the first's lower precision has them: bit-equal."""
+    encoders = ConcatenatedEncoders({"siglip": siglip(torch.bfloat16), "dino": dino(torch.float32)}, {"dino": 1}).eval()
+    made = model(encoders, torch.float32, postprocess_module_callback=lambda _, output: output.last_hidden_state)
+    pixels = pictures(dtype=torch.float32)
+    expected = encoders.encoders["dino"](pixels).last_hidden_state
+    seen: list[Tensor] = []
+    encoders.encoders["dino"].register_forward_hook(lambda m, i, output: seen.append(output.last_hidden_state))
+    made.encoders["vision"](pixel_values=pixels)
+    assert torch.equal(seen[0], expected)
+
+
 # --- the processor ----------------------------------------------------------------------------------------------------
 
 

@@ -556,6 +556,11 @@ def _on_meta(cls: type[PreTrainedModel], config: PreTrainedConfig) -> nn.Module 
         return None
 
 
+def input_dtype(encoder: nn.Module) -> torch.dtype | None:
+    """The dtype of the numbers an encoder takes: its weights'; None for a module that states that it takes any."""
+    return getattr(encoder, "input_dtype", parameter_dtype(encoder))  # type: ignore[no-any-return]
+
+
 def parameter_dtype(module: nn.Module) -> torch.dtype | None:
     """The dtype of a module's first floating-point parameter; None if it has none."""
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)

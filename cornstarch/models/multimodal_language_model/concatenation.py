@@ -71,6 +71,7 @@ class ConcatenatedEncoders(nn.Module):
     """
 
     main_input_name = "pixel_values"
+    input_dtype = None  # each encoder may have one of its own
     base_model_prefix = ""  # transformers asks for it where PEFT wraps the whole
 
     def __init__(

@@ -198,7 +198,7 @@ class ModalEncoderModule(nn.Module):
         encoder = freezing.unwrap(self.module)
         names = anatomy.forward_arguments(encoder).names
         unwanted = set(self.additional_args) - set(names)
-        dtype = anatomy.parameter_dtype(encoder)
+        dtype = anatomy.input_dtype(encoder)
         arguments = {name: cast(value, dtype) for name, value in inputs.items() if name not in unwanted}
         tracked = any(isinstance(value, Tensor) and value.requires_grad for value in arguments.values())
         # Hooks of others (input gradients for checkpointing) would start a graph in a frozen encoder.
