@@ -153,6 +153,8 @@ class ModalEncoderModule(nn.Module):
         if self.preprocess_callback is not None:
             inputs = self.preprocess_callback(inputs)
         output = self._encode(inputs)
+        if callbacks.takes_lists(self.postprocess_module_callback):
+            output = _apart(freezing.unwrap(self.module), output, inputs)
         if self.postprocess_module_callback is not None:
             output = self.postprocess_module_callback(inputs, output)
         return self.project(output, inputs)
@@ -249,9 +251,7 @@ class ModalEncoderModule(nn.Module):
     def _by_input(self, features: Tensor, hidden: Rows, counts: list[int] | None, inputs: Mapping[str, Any]) -> Rows:
         """Tell inputs apart where the features do not show it: trim padding, split what was packed."""
         if counts is not None and isinstance(hidden, Tensor) and features.shape[:-1] == hidden.shape[:-1]:
-            if features.dim() == 2:
-                return list(torch.split(features, counts))
-            return [rows[:count] for rows, count in zip(features, counts, strict=True)]
+            return _split(features, counts)
         if features.dim() == 2 and self._has_one_row_each(features, inputs):
             return features.unsqueeze(1)  # one vector an input
         return features
@@ -273,6 +273,22 @@ def _counted(encoder: nn.Module, inputs: Mapping[str, Any], hidden: Tensor) -> t
             hidden = hidden.gather(1, order.unsqueeze(-1).expand_as(hidden))
     counts = [min(count, hidden.shape[1]) for count in padded or []]
     return hidden, counts if any(count < hidden.shape[1] for count in counts) else None
+
+
+def _apart(encoder: nn.Module, output: Any, inputs: Mapping[str, Any]) -> Any:
+    """What an encoder returned, as a list with the rows of each input where these are padded or packed."""
+    hidden = anatomy.hidden_states(encoder, output)
+    if isinstance(hidden, list):
+        return hidden
+    hidden, counts = _counted(encoder, inputs, hidden)
+    return output if counts is None else _split(hidden, counts)
+
+
+def _split(rows: Tensor, counts: list[int]) -> list[Tensor]:
+    """The rows of each input: packed (M, width), or padded (N, T, width)."""
+    if rows.dim() == 2:
+        return list(torch.split(rows, counts))
+    return [one[:count] for one, count in zip(rows, counts, strict=True)]
 
 
 def cast(value: Any, dtype: torch.dtype | None) -> Any:
