@@ -125,6 +125,8 @@ def test_each_may_have_images_of_its_own() -> None:
         tiny.assert_near(made(**ids, **dict(zip(names, (small, large), strict=True))).logits, reference)
     with pytest.raises(ArgumentError, match=r"'siglip' has no images: give siglip_pixel_values, or pixel_values for"):
         made(**ids, dino_pixel_values=large)
+    with pytest.raises(ArgumentError, match=r"'dino' was given pixel values of shape \(2, 9, 588\), expected \(images"):
+        encoders(pictures(2), dino_pixel_values=torch.zeros(2, 9, 588))
     with pytest.raises(ArgumentError, match=r"3 images were given for 'dino', 2 for the first"):
         encoders(pictures(2), dino_pixel_values=pictures(3))
 

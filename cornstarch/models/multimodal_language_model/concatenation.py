@@ -178,6 +178,12 @@ class ConcatenatedEncoders(nn.Module):
             raise ArgumentError(
                 f"the encoder {name!r} has no images: give {name}_pixel_values, or pixel_values for all"
             )
+        shape = tuple(arguments["pixel_values"].shape)
+        if len(shape) != 4:
+            raise ArgumentError(
+                f"the encoder {name!r} was given pixel values of shape {shape}, expected (images, channels, height, "
+                "width)"
+            )
         base, select = freezing.unwrap(encoder), self._select(name)
         dtype = anatomy.parameter_dtype(base)
         arguments = {argument: cast(value, dtype) for argument, value in arguments.items()}
@@ -187,7 +193,7 @@ class ConcatenatedEncoders(nn.Module):
         with torch.no_grad() if freezing.is_frozen(encoder) and not tracked else nullcontext():
             output = freezing.run(encoder, arguments)
             rows = _rows(name, base, select, output)
-        height, width = arguments["pixel_values"].shape[-2:]
+        height, width = shape[2:]
         size = _size(rows.shape[1], height, width)
         if size is None:
             raise ArgumentError(
