@@ -6,6 +6,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     CLIPVisionConfig,
+    Dinov2Config,
+    Dinov2Model,
     LlamaConfig,
     LlamaForCausalLM,
     LlavaConfig,
@@ -27,6 +29,11 @@ SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
 def clip(folder: Path) -> None:
     parts.clip().save_pretrained(folder)
     parts.clip_processor().save_pretrained(folder)
+
+
+def dino(folder: Path) -> None:
+    Dinov2Model(Dinov2Config(**SIZES, num_hidden_layers=2, image_size=24, patch_size=8)).save_pretrained(folder)
+    parts.clip_processor(24).save_pretrained(folder)
 
 
 def qwen(folder: Path) -> None:
@@ -84,6 +91,7 @@ def llava(folder: Path) -> None:
 ON_THE_HUB: dict[str, Callable[[Path], None]] = {
     "openai/clip-vit-large-patch14-336": clip,
     "openai/clip-vit-large-patch14": clip,
+    "facebook/dinov2-large": dino,
     "Qwen/Qwen3-0.6B": qwen,
     "lmsys/vicuna-7b-v1.5": vicuna,
     "openai/whisper-tiny": whisper,

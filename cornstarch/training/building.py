@@ -1,6 +1,6 @@
 """2. A config -> the model, its processor, and the sources of its data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from cornstarch.models.multimodal_language_model.callbacks import (
     OutputHiddenStates,
     SelectFeatures,
 )
+from cornstarch.models.multimodal_language_model.concatenated_processing import ConcatenatedProcessor
+from cornstarch.models.multimodal_language_model.concatenation import ConcatenatedEncoders
 from cornstarch.training import checkpoints, quantization
 from cornstarch.training.config import (
     EncoderConfig,
@@ -31,7 +33,9 @@ from cornstarch.training.config import (
     ModelConfig,
     NamedConfig,
     PartConfig,
+    ProcessorConfig,
     SourceConfig,
+    TowerConfig,
 )
 
 BYTES = "bytes"  # the tokenizer that the package makes
@@ -161,12 +165,23 @@ def _language_model(config: LanguageModelConfig, tokenizer: Any) -> Any:
     return language_model
 
 
-def _encoder(key: str, config: EncoderConfig, language_model: Any) -> ModalEncoderModule:
+def _module(key: str, config: TowerConfig) -> Any:
     if config.config is not None:
-        module = parts.make_encoder(config.config, config.class_name, **_options(config))
-    else:
-        assert config.path is not None, "checked by the config"
-        module = parts.load_encoder(key, config.path, config.class_name, **_options(config))
+        return parts.make_encoder(config.config, config.class_name, **_options(config))
+    assert config.path is not None, "checked by the config"
+    return parts.load_encoder(key, config.path, config.class_name, **_options(config))
+
+
+def _concatenated(key: str, towers: Mapping[str, TowerConfig]) -> ConcatenatedEncoders:
+    return ConcatenatedEncoders(
+        {name: _module(key, tower) for name, tower in towers.items()},
+        skip_first={name: tower.skip_first for name, tower in towers.items()},
+        layers={name: tower.layers for name, tower in towers.items() if tower.layers is not None},
+    )
+
+
+def _encoder(key: str, config: EncoderConfig, language_model: Any) -> ModalEncoderModule:
+    module = _concatenated(key, config.concatenate) if config.concatenate else _module(key, config)
     before = _built(config.callbacks.preprocess)
     behind = _built(config.callbacks.postprocess_module)
     if config.layers is not None or config.skip_first:
@@ -188,6 +203,9 @@ def _encoder(key: str, config: EncoderConfig, language_model: Any) -> ModalEncod
         anatomy.parameter_dtype(language_model) or torch.float32,
         config.projector.type,
         config.projector.activation,
+        queries=config.projector.queries,
+        layers=config.projector.layers,
+        heads=config.projector.heads,
     )
     return encoder
 
@@ -201,8 +219,12 @@ def _one(entries: list[Any]) -> Any:
     return Chain(callbacks=tuple(entries)) if len(entries) > 1 else next(iter(entries), None)
 
 
-def _processor(config: EncoderConfig, encoder: Any) -> Any:
+def _processor(config: TowerConfig, encoder: Any) -> Any:
     wanted = config.processor
+    if isinstance(config, EncoderConfig) and config.concatenate and wanted == ProcessorConfig():
+        return _one_processor(
+            {name: _processor(tower, encoder.encoders[name]) for name, tower in config.concatenate.items()}
+        )
     path = wanted.path or config.path
     if wanted.class_name is not None and wanted.path is None:
         return parts.make_processor(wanted.class_name, wanted.arguments)
@@ -212,3 +234,11 @@ def _processor(config: EncoderConfig, encoder: Any) -> Any:
             "and processor.arguments"
         )
     return parts.load_processor(encoder, path, **_origin(config, path), **wanted.arguments)
+
+
+def _one_processor(processors: dict[str, Any]) -> Any:
+    """The processor of encoders of the same images: one of theirs, if all prepare them alike."""
+    described = [{**processor.to_dict(), "class": type(processor)} for processor in processors.values()]
+    if all(other == described[0] for other in described):
+        return next(iter(processors.values()))
+    return ConcatenatedProcessor(processors)

@@ -6,7 +6,7 @@ The docstring under a field is what `cornstarch train --help` says about it. Not
 import fnmatch
 import functools
 from collections.abc import Callable
-from dataclasses import field
+from dataclasses import field, fields
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, dataclass_transform
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
@@ -130,11 +130,23 @@ class CallbacksConfig:
 class ProjectorConfig:
     """What leads from an encoder's features to the language model's embeddings."""
 
-    type: Literal["linear", "mlp", "identity"] = "linear"
+    type: Literal["linear", "mlp", "identity", "resampler"] = "linear"
     """`linear` is one linear layer; `mlp` is linear, activation, linear; `identity` is nothing, for an encoder that
-    yields the embedding's width already."""
+    yields the embedding's width already; `resampler` makes a fixed number of features of however many rows."""
     activation: str = "gelu"
-    """Of `mlp`, a name in transformers.activations.ACT2CLS."""
+    """Of `mlp` and `resampler`, a name in transformers.activations.ACT2CLS."""
+    queries: int | None = None
+    """Of `resampler`: features of each input; 64 if left out."""
+    layers: int | None = None
+    """Of `resampler`: how many times its queries attend to the rows; 2 if left out."""
+    heads: int | None = None
+    """Of `resampler`: heads of that attention, which divide the encoder's width; 8 if left out."""
+
+    def __post_init__(self) -> None:
+        for name in ("queries", "layers", "heads"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, f"at least 1, found {value}")
+            _require(value is None or self.type == "resampler", name, f"is for `resampler` only, found {self.type}")
 
 
 @_config
@@ -150,14 +162,28 @@ class ProcessorConfig:
 
 
 @_config
-class EncoderConfig(PartConfig):
-    """An encoder, what is done to its inputs and outputs, and its projector."""
+class TowerConfig(PartConfig):
+    """An encoder alone: which of its features to take, and what prepares its images or sounds."""
 
     layers: list[int] | None = None
     """Hidden states to take, counted as Hugging Face does (0 embeddings, -1 last layer), side by side if several. The
     encoder's own output if left out."""
     skip_first: int = 0
     """Leading rows to leave out: 1 for a class token, 5 for a class token and four registers."""
+    processor: ProcessorConfig = field(default_factory=ProcessorConfig)
+    """What turns media into the encoder's input."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.skip_first >= 0, "skip_first", f"a number of rows, found {self.skip_first}")
+
+
+@_config
+class EncoderConfig(TowerConfig):
+    """An encoder, what is done to its inputs and outputs, and its projector."""
+
+    concatenate: dict[str, TowerConfig] = field(default_factory=dict)
+    """Instead of `path` or `config`: several encoders of the same images by name, whose features stand side by side."""
     pool: int = 1
     """Average so many rows (of a square map: so many by so many) into one position."""
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
@@ -166,12 +192,23 @@ class EncoderConfig(PartConfig):
     """Arguments for the callbacks that the encoder itself does not take."""
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
     """What leads to the language model's embeddings."""
-    processor: ProcessorConfig = field(default_factory=ProcessorConfig)
-    """What turns media into the encoder's input."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        _require(self.skip_first >= 0, "skip_first", f"a number of rows, found {self.skip_first}")
+        if not self.concatenate:
+            super().__post_init__()
+        else:
+            _require(len(self.concatenate) > 1, "concatenate", "two encoders or more, found one")
+            for name in self.concatenate:
+                _require(name.isidentifier(), "concatenate", f"a name must be an identifier, found {name!r}")
+            for entry in fields(PartConfig):
+                same = getattr(self, entry.name) == entry.default
+                _require(same, entry.name, "goes with each of the encoders to `concatenate`, not here")
+            one = self.processor == ProcessorConfig() or all(
+                tower.processor == ProcessorConfig() for tower in self.concatenate.values()
+            )
+            _require(one, "processor", "give one for all, or one for each of the encoders to `concatenate`, not both")
+            for name in ("layers", "skip_first"):
+                _require(not getattr(self, name), name, "goes with each of the encoders to `concatenate`, not here")
         _require(self.pool >= 1, "pool", f"at least 1, found {self.pool}")
 
 

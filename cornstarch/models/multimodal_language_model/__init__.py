@@ -10,6 +10,8 @@ from cornstarch.models.multimodal_language_model.callbacks import (
     PixelShuffle,
     SelectFeatures,
 )
+from cornstarch.models.multimodal_language_model.concatenated_processing import ConcatenatedProcessor
+from cornstarch.models.multimodal_language_model.concatenation import ConcatenatedEncoders
 from cornstarch.models.multimodal_language_model.configuration import MultimodalConfig, MultimodalProjectorConfig
 from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
 from cornstarch.models.multimodal_language_model.exporting import Exported, export_to_hf
@@ -22,12 +24,15 @@ from cornstarch.models.multimodal_language_model.llm_callbacks import (
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
 from cornstarch.models.multimodal_language_model.processing import MultimodalProcessor
 from cornstarch.models.multimodal_language_model.projector import MultimodalProjector
+from cornstarch.models.multimodal_language_model.resampler import Resampler
 from cornstarch.models.multimodal_language_model.tiles import JoinTiles, SplitTiles, UnpadImages
 
 __all__ = [
     "AveragePool",
     "BackboneWithHead",
     "Chain",
+    "ConcatenatedEncoders",
+    "ConcatenatedProcessor",
     "DeepFeatures",
     "Exported",
     "Features",
@@ -43,6 +48,7 @@ __all__ = [
     "OutputDeepFeatures",
     "OutputHiddenStates",
     "PixelShuffle",
+    "Resampler",
     "RotaryPositions",
     "SelectFeatures",
     "SplitTiles",

@@ -300,7 +300,9 @@ class Composition(PreTrainedModel):  # type: ignore[misc]
         """
         options = {**(gradient_checkpointing_kwargs or {}), **kwargs}
         for encoder in self._modal_encoders.values():
-            checkpointing.enable(encoder.module, **options)
+            for part in (encoder.module, encoder.projector):
+                if part is not None:
+                    checkpointing.enable(part, **options)
         checkpointing.enable(self.language_model, **options)
 
     def gradient_checkpointing_disable(self) -> None:

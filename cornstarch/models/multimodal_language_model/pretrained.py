@@ -6,6 +6,7 @@
     {part}/config.json                   each part's own Hugging Face config
     language_model/generation_config.json
     {part}/adapters/{name}/adapter_config.json   PEFT's own description of each adapter
+    {part}/encoders/{name}/              the same of each encoder that is concatenated in a part
 
 `{part}` is `{key}_encoder` or `language_model`. Nothing is pickled, and no code that a file names is run.
 """
@@ -31,6 +32,7 @@ from transformers.dynamic_module_utils import custom_object_save, get_class_from
 from cornstarch import _files
 from cornstarch.errors import ArgumentError, CheckpointError, MissingFileError
 from cornstarch.models.multimodal_language_model import anatomy, callbacks, freezing, library, quantized, weightless
+from cornstarch.models.multimodal_language_model.concatenation import ConcatenatedEncoders
 from cornstarch.models.multimodal_language_model.configuration import projector_config
 from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
@@ -146,6 +148,11 @@ def _describe_part(part: nn.Module, folder: Path) -> dict[str, Any]:
         if generation is not None and base.can_generate():
             generation.save_pretrained(folder)
         description["left_out"] = anatomy.left_out_modules(base)
+    if type(base) is ConcatenatedEncoders:
+        description["concatenated"] = {
+            name: _describe_part(encoder, folder / "encoders" / name) for name, encoder in base.encoders.items()
+        }
+        description["arguments"] = {"skip_first": base.skip_first, "layers": base.layers}
     adapters = freezing.adapter_configs(part)
     for name, config in adapters.items():
         _check_adapter_name(name)
@@ -253,10 +260,9 @@ def _load(
 
 def _check_custom_objects(description: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Name everything of the caller's own that was not given again, at once."""
-    needed = {}
+    needed: dict[str, str] = {}
     for key, entry in description["encoders"].items():
-        if not entry["class"].startswith("transformers.") and not entry.get("remote_code"):
-            needed[f"{key}_encoder.module"] = entry["class"]
+        needed |= _own_classes(f"{key}_encoder.module", entry)
         if entry["projector"] is None:
             needed[f"{key}_encoder.projector"] = "a projector"
         for name in _CALLBACK_NAMES:
@@ -272,6 +278,15 @@ def _check_custom_objects(description: Mapping[str, Any], given: Mapping[str, An
             f"this model was saved with objects of the caller's own, which are not saved: {listed}. Give them again: "
             f"from_pretrained(..., custom_objects={{{next(iter(missing))!r}: ...}})"
         )
+
+
+def _own_classes(place: str, entry: Mapping[str, Any]) -> dict[str, str]:
+    """Classes of the caller's own, by their places in the model."""
+    if "concatenated" in entry:
+        inner = [_own_classes(_inside(place, entry, name), one) for name, one in entry["concatenated"].items()]
+        return {name: cls for found in inner for name, cls in found.items()}
+    known = entry["class"].startswith("transformers.") or entry.get("remote_code")
+    return {} if known else {place: entry["class"]}
 
 
 def _build_encoder(
@@ -332,6 +347,8 @@ def _build_part(
 ) -> nn.Module:
     """An encoder or a language model without its weights, adapters in place."""
     part = custom_objects.get(custom or place)
+    if part is None and "concatenated" in entry:
+        part = _build_concatenated(place, entry, folder, custom_objects, options, custom or place)
     if part is not None:
         return _adapted(part, entry, folder / place)
     cls = _part_class(place, entry, folder, options["trust_remote_code"])
@@ -365,6 +382,32 @@ def _adapted(part: nn.Module, entry: Mapping[str, Any], folder: Path) -> nn.Modu
         return part
     adapters = _adapter_folders(folder, entry["adapters"])
     return freezing.wrap(part, adapters, entry["active_adapters"], entry["adapters_inside"])
+
+
+def _build_concatenated(
+    place: str,
+    entry: Mapping[str, Any],
+    folder: Path,
+    custom_objects: Mapping[str, Any],
+    options: Mapping[str, Any],
+    module: str,
+) -> ConcatenatedEncoders:
+    for name in entry["concatenated"]:
+        if not name.isidentifier():
+            raise CheckpointError(f"{place} has an encoder called {name!r}, which is no identifier")
+    encoders = {
+        name: _build_part(
+            f"{place}/encoders/{name}", inner, folder, custom_objects, options, custom=_inside(module, entry, name)
+        )
+        for name, inner in entry["concatenated"].items()
+    }
+    return ConcatenatedEncoders(encoders, **entry["arguments"])
+
+
+def _inside(place: str, entry: Mapping[str, Any], name: str) -> str:
+    """The place in the model of an encoder concatenated at a place, below a wrapper of PEFT's if there is one."""
+    wrapped = ".base_model.model" if entry["adapters"] and not entry["adapters_inside"] else ""
+    return f"{place}{wrapped}.encoders.{name}"
 
 
 def _check_adapter_name(name: str) -> None:

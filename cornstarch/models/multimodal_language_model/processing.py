@@ -18,6 +18,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from cornstarch import _files
 from cornstarch.errors import ArgumentError, CheckpointError, MissingFileError, UnknownArgumentError
 from cornstarch.models.multimodal_language_model import library, media, routing
+from cornstarch.models.multimodal_language_model.concatenated_processing import ConcatenatedProcessor
 from cornstarch.models.multimodal_language_model.feature_counts import FeatureCounter
 from cornstarch.models.multimodal_language_model.media import Media
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
@@ -317,7 +318,7 @@ class MultimodalProcessor:
                     processor.save_pretrained(folder / "processors" / key)
             description = {
                 "format": _FORMAT,
-                "encoder_processors": {key: library.path_of(type(p)) for key, p in self.encoder_processors.items()},
+                "encoder_processors": {key: _described(p) for key, p in self.encoder_processors.items()},
                 "tokens": self.tokens,
                 "num_feature_calculation_funcs": sorted(self.num_feature_calculation_funcs),
                 "origin_files": self.origin_files,
@@ -409,19 +410,30 @@ def _read(
     return processors, tokenizer, dict(description["tokens"]), dict(description.get("origin_files", {}))
 
 
-def _read_processor(folder: Path, key: str, path: str) -> Any:
+def _described(processor: Any) -> str | dict[str, str]:
+    """By what `_read_processor` finds a processor's class, or those of the processors in it."""
+    if type(processor) is ConcatenatedProcessor:
+        return {name: library.path_of(type(inner)) for name, inner in processor.processors.items()}
+    return library.path_of(type(processor))
+
+
+def _read_processor(folder: Path, key: str, path: str | Mapping[str, str]) -> Any:
+    if isinstance(path, Mapping):
+        return ConcatenatedProcessor(
+            {name: _read_processor(folder, f"{key}.{name}", inner) for name, inner in path.items()}
+        )
     if not path.startswith("transformers."):
         raise CheckpointError(
             f"{folder} was saved with a processor of the caller's own for {key!r} ({path}): pass it again, "
             f"encoder_processors={{{key!r}: ...}}"
         )
-    if not key.isidentifier():
+    if not all(name.isidentifier() for name in key.split(".")):
         raise CheckpointError(f"{folder / _FILE} has the modality key {key!r}, which is no identifier")
     where = f"encoder_processors[{key!r}]"
     found: Any = library.find_class(path, where)
     if not isinstance(found, type) or not issubclass(found, ImageProcessingMixin | FeatureExtractionMixin):
         raise CheckpointError(f"{where}: {path} is no processor of images, videos or sounds")
-    return _load(folder / "processors" / key, "preprocessor_config.json", found.from_pretrained)  # type: ignore[attr-defined]
+    return _load(folder.joinpath("processors", *key.split(".")), "preprocessor_config.json", found.from_pretrained)  # type: ignore[attr-defined]
 
 
 def _load(place: Path, config: str, load: Callable[[Path], Any]) -> Any:
@@ -446,6 +458,8 @@ def _add_special_tokens(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -
 
 def _keywords(processor: Any) -> set[str]:
     """Every keyword that a Hugging Face processor or tokenizer takes by name."""
+    if isinstance(processor, ConcatenatedProcessor):
+        return set[str]().union(*(_keywords(inner) for inner in processor.processors.values()))
     names: set[str] = set(getattr(getattr(processor, "valid_kwargs", None), "__annotations__", {}))
     for method in (processor, *(getattr(processor, name, None) for name in ("preprocess", "_encode_plus"))):
         if method is not None:
