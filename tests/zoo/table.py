@@ -29,6 +29,7 @@ class LanguageModel(NamedTuple):
     cls: str
     arguments: dict[str, Any]  # of its config, beside `LM_SIZES`
     traits: tuple[str, ...] = ()  # in what it differs from Llama
+    tolerance: float = 1e-10  # of what is computed in fp64, where a model does not compute parts of it in fp32
 
 
 _GROUPED = {"num_key_value_heads": 2}
@@ -118,7 +119,7 @@ LANGUAGE_MODELS: dict[str, LanguageModel] = {
     "gpt2": LanguageModel("GPT2LMHeadModel", {}, ("learned positions",)),
     "gpt2-tied": LanguageModel("GPT2LMHeadModel", _TIED, ("tied", "learned positions")),
     "gpt-neox": LanguageModel("GPTNeoXForCausalLM", {}),
-    "gptj": LanguageModel("GPTJForCausalLM", {"rotary_dim": 4}),
+    "gptj": LanguageModel("GPTJForCausalLM", {"rotary_dim": 4}, tolerance=1e-6),  # attention
     "bloom": LanguageModel("BloomForCausalLM", {"n_layer": 2, "n_head": 4}, ("ALiBi",)),
     "falcon": LanguageModel("FalconForCausalLM", _FALCON | {"alibi": False, "multi_query": False}),
     "falcon-grouped": LanguageModel("FalconForCausalLM", {"new_decoder_architecture": True, "num_kv_heads": 2}),
