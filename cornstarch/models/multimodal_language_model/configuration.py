@@ -60,6 +60,8 @@ class MultimodalProjectorConfig:
         self.text_config = text_config
         self.projection_type = projection_type
         self.activation = activation
+        if not bias and projection_type not in ("linear", "mlp"):
+            raise ArgumentError(f"a {projection_type} projector has no linear layers whose bias could be left out")
         self.bias = bias
         self.queries, self.layers, self.heads = _own_arguments(
             projection_type, {"queries": queries, "layers": layers, "heads": heads}
