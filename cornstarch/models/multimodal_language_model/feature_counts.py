@@ -84,6 +84,33 @@ class FeatureCounter:
             )
         return alone
 
+    def count_runs(self, encoder: ModalEncoderModule, inputs: Inputs, runs: list[int]) -> list[list[int]]:
+        """Features of each run of each input, where an input is several pictures, in the order of runs.
+
+        Args:
+            encoder: the encoder module.
+            inputs: its arguments, with one entry along the first axis for each picture.
+            runs: how many pictures each input is.
+
+        Returns:
+            For each input, one count per run.
+
+        Raises:
+            ArgumentError: if the encoder yields features for another number of pictures.
+        """
+        number = sum(runs)
+        if all(value.shape[:1] == (number,) for value in _tensors(inputs).values()):
+            counts = [sum(self._remember(encoder, _slice(inputs, index, number), 1)) for index in range(number)]
+        else:
+            counts = self._remember(encoder, inputs, number)
+        if len(counts) != number:
+            raise ArgumentError(
+                f"{type(freezing.unwrap(encoder.module)).__name__} yields features for {len(counts)} pictures, the text "
+                f"of the inputs has {number}; say how many each takes with num_feature_calculation_funcs"
+            )
+        rest = iter(counts)
+        return [[next(rest) for _ in range(run)] for run in runs]
+
     def _remember(self, encoder: ModalEncoderModule, inputs: Inputs, number: int) -> list[int]:
         parts, state = [*encoder.modules(), *_callbacks(encoder)], _state_after_encoder(encoder)
         same = len(parts) == len(self._parts) and all(a is b for a, b in zip(parts, self._parts, strict=True))

@@ -17,9 +17,11 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from cornstarch import _files
 from cornstarch.errors import ArgumentError, CheckpointError, MissingFileError, UnknownArgumentError
-from cornstarch.models.multimodal_language_model import library, media, routing
+from cornstarch.models.multimodal_language_model import chat_templates, input_rules, library, media, routing
+from cornstarch.models.multimodal_language_model import text as texts
 from cornstarch.models.multimodal_language_model.concatenated_processing import ConcatenatedProcessor
 from cornstarch.models.multimodal_language_model.feature_counts import FeatureCounter
+from cornstarch.models.multimodal_language_model.input_rules import InputRule
 from cornstarch.models.multimodal_language_model.media import Media
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
 from cornstarch.models.multimodal_language_model.text import Samples
@@ -43,6 +45,7 @@ class MultimodalProcessor:
             given and returned, to an int (the same for every input), a list (per input) or a list of lists (per
             sample). A key without one is counted by asking the model.
         predefined_tokens: modality key to the mark to use instead of `<key>`.
+        rules: modality key to how its inputs are processed and written, where that is more than a mark for each.
 
     Attributes:
         origin_files: name to contents of the text files of the Hugging Face processor that this one was made of; saved
@@ -59,11 +62,13 @@ class MultimodalProcessor:
         model: MultimodalModel,
         num_feature_calculation_funcs: Mapping[str, CountFunction] | None = None,
         predefined_tokens: Mapping[str, str] | None = None,
+        rules: Mapping[str, InputRule] | None = None,
     ) -> None:
         for name, keys in (
             ("encoder_processors", encoder_processors),
             ("num_feature_calculation_funcs", num_feature_calculation_funcs or {}),
             ("predefined_tokens", predefined_tokens or {}),
+            ("rules", rules or {}),
         ):
             unknown = [key for key in keys if key not in model.encoders]
             if unknown:
@@ -78,18 +83,20 @@ class MultimodalProcessor:
         self.llm_tokenizer = llm_tokenizer
         self.num_feature_calculation_funcs = dict(num_feature_calculation_funcs or {})
         self.tokens = {key: (predefined_tokens or {}).get(key, f"<{key}>") for key in model.encoders}
+        self.rules = {key: (rules or {}).get(key, _PLAIN) for key in model.encoders}
+        self.feature_tokens = {key: self.rules[key].token or token for key, token in self.tokens.items()}
         taken = {llm_tokenizer.pad_token, llm_tokenizer.bos_token, llm_tokenizer.eos_token, llm_tokenizer.unk_token}
-        for key, token in self.tokens.items():
+        for key, token in (*self.tokens.items(), *self.feature_tokens.items()):
             if not isinstance(token, str) or not token.strip() or token in taken:
                 raise ArgumentError(f"predefined_tokens[{key!r}] must be a token of its own, found {token!r}")
-        if len(set(self.tokens.values())) != len(self.tokens):
+        if any(len(set(names.values())) != len(names) for names in (self.tokens, self.feature_tokens)):
             raise ArgumentError(f"every modality needs a mark of its own, found {self.tokens}")
         self.origin_files: dict[str, str] = {}
         self._model = model
         self._counters = {key: FeatureCounter() for key in model.encoders}
-        _add_special_tokens(llm_tokenizer, list(self.tokens.values()))
+        _add_special_tokens(llm_tokenizer, list(self.feature_tokens.values()))
         self.token_ids: dict[str, int] = {
-            key: int(llm_tokenizer.convert_tokens_to_ids(token)) for key, token in self.tokens.items()
+            key: int(llm_tokenizer.convert_tokens_to_ids(token)) for key, token in self.feature_tokens.items()
         }
         model.set_modality_token_ids(self.token_ids)
 
@@ -132,24 +139,26 @@ class MultimodalProcessor:
         if return_tensors not in ("pt", "np", None):
             raise ArgumentError(f"return_tensors must be 'pt', 'np' or None, found {return_tensors!r}")
         inputs = self._read_media(encoder_inputs or {}, shared)
-        samples = Samples.tokenize(self.llm_tokenizer, text_options, self.token_ids.values())
+        made = self._written(texts.texts(text_options), inputs)
+        written = {self.tokens[key]: (self.token_ids[key], entry.texts) for key, entry in made.items() if entry.texts}
+        samples = Samples.tokenize(self.llm_tokenizer, text_options, self.token_ids.values(), written)
 
-        tensors: dict[str, dict[str, Any]] = {}
         while True:
-            counts: dict[str, list[int]] = {}
             for key, token in self.tokens.items():
-                media.pair(key, token, inputs.get(key), samples.marks(self.token_ids[key]))
-                if key in inputs and inputs[key].items:
-                    tensors[key], counts[key] = self._encode(key, inputs[key])
-            kept = samples.truncate({self.token_ids[key]: per_input for key, per_input in counts.items()})
-            if all(len(kept[self.token_ids[key]][0]) == len(counts[key]) for key in counts):
+                marks = samples.marks(self.token_ids[key])
+                media.pair(key, token, inputs.get(key), marks)
+                if key in inputs and inputs[key].items and key not in made:
+                    made[key] = self._encode(key, inputs[key], marks)
+            counts = {self.token_ids[key]: entry.counts for key, entry in made.items()}
+            kept = {key: samples_kept for key, samples_kept in zip(made, samples.truncate(counts).values(), strict=True)}
+            if all(len(kept[key][0]) == len(entry.counts) for key, entry in made.items()):
                 break
-            _warn_of_left_out({key: (len(kept[self.token_ids[key]][0]), len(counts[key])) for key in counts})
+            _warn_of_left_out({key: (len(kept[key][0]), len(entry.counts)) for key, entry in made.items()})
             # Inputs fell off the end: what is left may be padded to another size, so it is processed anew.
-            inputs = {key: inputs[key].keep(*kept[self.token_ids[key]]) for key in counts}
-            tensors = {}
-        data = samples.expand({self.token_ids[key]: per_input for key, per_input in counts.items()})
-        return self._batch(data, tensors, return_tensors)
+            inputs = {key: inputs[key].keep(*kept[key]) for key in made}
+            made = {}
+        tensors = {key: entry.tensors for key, entry in made.items()}
+        return self._batch(samples.expand(counts), tensors, return_tensors)
 
     # --- media --------------------------------------------------------------------------------------------------------
 
@@ -172,24 +181,52 @@ class MultimodalProcessor:
             if given is not None
         }
 
-    def _encode(self, key: str, inputs: Media) -> tuple[dict[str, Any], list[int]]:
-        """An encoder's arguments for a batch of inputs, and how many features each input yields."""
-        outputs = self._process(key, inputs.arguments())
-        taken = self._taken(key, outputs)
+    def _written(self, text: list[str], inputs: Mapping[str, Media]) -> dict[str, "_Encoded"]:
+        """Inputs for which a text stands that their processor's output decides, so that it runs before the tokenizer."""
+        made = {}
+        for key, rule in self.rules.items():
+            if rule.text is None:
+                continue
+            mark, token = self.tokens[key], self.feature_tokens[key]
+            if mark != token and any(token in entry for entry in text):
+                raise ArgumentError(f"the text holds {token!r}, which the processor writes itself: write {mark!r}")
+            marks = media.pair(key, mark, inputs.get(key), [entry.count(mark) for entry in text])
+            if key in inputs and inputs[key].items:
+                made[key] = self._encode(key, inputs[key], marks)
+        return made
+
+    def _encode(self, key: str, inputs: Media, marks: list[int]) -> "_Encoded":
+        """An encoder's arguments for a batch of inputs, how many features each yields, and their texts."""
+        rule, encoder, counter = self.rules[key], self._model._modal_encoders[key], self._counters[key]
+        nesting = rule.nesting(inputs.per_sample, marks)
+        outputs = self._process(key, inputs.arguments(nesting))
+        taken, number = self._taken(key, outputs), len(inputs.items)
+        texts = None if rule.text is None else rule.text(outputs, self.feature_tokens[key], number)
+        runs = [1] * number if texts is None else [entry.count(self.feature_tokens[key]) for entry in texts]
+        if len(runs) != number or not all(runs):
+            raise ArgumentError(
+                f"rules[{key!r}].text must make a text for each of the {number} inputs, with {self.feature_tokens[key]!r} "
+                f"in each, found {texts!r:.200}"
+            )
         function = self.num_feature_calculation_funcs.get(key)
         if function is not None:
-            counts = _as_counts(key, function(inputs.as_given(), outputs), inputs)
-        else:
+            totals = _as_counts(key, function(inputs.as_given(), outputs), inputs)
+            return _Encoded(taken, [_spread(key, *pair) for pair in zip(totals, runs, strict=True)], texts)
+        inner = self._inner(key, taken)
+        if texts is not None:
+            if nesting is not None:
+                inner = _one_by_one(inner, nesting, runs)
+            return _Encoded(taken, counter.count_runs(encoder, inner, runs), texts)
 
-            def process_one(index: int) -> dict[str, Any]:
-                return self._taken(key, self._process(key, inputs.keep([index], [1]).arguments()))
+        def process_one(index: int) -> dict[str, Any]:
+            return self._taken(key, self._process(key, inputs.keep([index], [1]).arguments()))
 
-            encoder = self._model._modal_encoders[key]
-            counts = self._counters[key].count(encoder, self._inner(key, taken), len(inputs.items), process_one)
-        return taken, counts
+        return _Encoded(taken, [[count] for count in counter.count(encoder, inner, number, process_one)], None)
 
     def _process(self, key: str, arguments: dict[str, Any]) -> Any:
-        return self.encoder_processors[key](**{**arguments, "return_tensors": "pt"})
+        rule = self.rules[key]
+        outputs = self.encoder_processors[key](**{**rule.arguments, **arguments, "return_tensors": "pt"})
+        return {rule.renamed.get(name, name): value for name, value in outputs.items()} if rule.renamed else outputs
 
     def _taken(self, key: str, outputs: Any) -> dict[str, Any]:
         """What of a processor's output the encoder takes, under the processor's names."""
@@ -285,6 +322,8 @@ class MultimodalProcessor:
     def apply_chat_template(self, conversation: Any, *args: Any, tokenize: bool = False, **kwargs: Any) -> Any:
         """The tokenizer's `apply_chat_template`, with media parts of typed content written as marks.
 
+        A template that writes the marks of typed content itself, as those of multimodal models do, is given it as it is.
+
         Args:
             conversation: messages, or a list of conversations. Content is a string, or a list of parts such as
                 `{"type": "text", "text": ...}` and `{"type": key}`; where only one modality has a processor for
@@ -300,7 +339,11 @@ class MultimodalProcessor:
             ArgumentError: for a part whose type names no modality.
         """
         marks = {**_marks_by_kind(self.encoder_processors, self.tokens), **self.tokens}
-        written = [_with_marks(entry, marks) for entry in conversation]
+        template = args[1] if len(args) > 1 else kwargs.get("chat_template")
+        form = chat_templates.form_of(self.llm_tokenizer, template, self._kinds())
+        written = [
+            _with_marks(entry, marks) if form is None else form.written(entry, self._kinds()) for entry in conversation
+        ]
         return self.llm_tokenizer.apply_chat_template(written, *args, tokenize=tokenize, **kwargs)
 
     # --- saving -------------------------------------------------------------------------------------------------------
