@@ -7,7 +7,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,15 @@ from cornstarch.models.multimodal_language_model.text import Samples
 CountFunction = Callable[[dict[str, Any], Any], int | list[int] | list[list[int]]]
 _FILE = "multimodal_processor.json"
 _FORMAT = 1
+_PLAIN = InputRule()
+
+
+class _Encoded(NamedTuple):
+    """An encoder's arguments, how many features each run of each input yields, and the text of each, if it has one."""
+
+    tensors: dict[str, Any]
+    counts: list[list[int]]
+    texts: list[str] | None
 
 
 class MultimodalProcessor:
@@ -339,11 +348,15 @@ class MultimodalProcessor:
             ArgumentError: for a part whose type names no modality.
         """
         marks = {**_marks_by_kind(self.encoder_processors, self.tokens), **self.tokens}
-        template = args[1] if len(args) > 1 else kwargs.get("chat_template")
-        form = chat_templates.form_of(self.llm_tokenizer, template, self._kinds())
-        written = [
-            _with_marks(entry, marks) if form is None else form.written(entry, self._kinds()) for entry in conversation
-        ]
+        template = kwargs.get("chat_template", args[2] if len(args) > 2 else None)
+        kinds = {key: next(iter(kinds[1:]), None) for key, (_, kinds) in self.media_arguments.items()}
+        written_by = {kind: self.tokens[key] for key, kind in kinds.items() if kind is not None}
+        form = chat_templates.form_of(self.llm_tokenizer, template, written_by) if all(kinds.values()) else None
+        if form is None:
+            written = [_with_marks(entry, marks) for entry in conversation]
+        else:
+            known = {**{kind: kind for kind in written_by}, **{key: str(kind) for key, kind in kinds.items()}}
+            written = [chat_templates.typed(entry, known, form) for entry in conversation]
         return self.llm_tokenizer.apply_chat_template(written, *args, tokenize=tokenize, **kwargs)
 
     # --- saving -------------------------------------------------------------------------------------------------------
@@ -365,6 +378,7 @@ class MultimodalProcessor:
                 "tokens": self.tokens,
                 "num_feature_calculation_funcs": sorted(self.num_feature_calculation_funcs),
                 "origin_files": self.origin_files,
+                "rules": {key: input_rules.describe(rule) for key, rule in self.rules.items() if rule != _PLAIN},
             }
             (folder / _FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
@@ -376,6 +390,7 @@ class MultimodalProcessor:
         num_feature_calculation_funcs: Mapping[str, CountFunction] | None = None,
         encoder_processors: Mapping[str, Any] | None = None,
         trust_remote_code: bool = False,
+        rules: Mapping[str, InputRule] | None = None,
     ) -> "MultimodalProcessor":
         """Load what `save_pretrained` saved, for a model.
 
@@ -385,6 +400,7 @@ class MultimodalProcessor:
             num_feature_calculation_funcs: the caller's own counting functions, which are not saved.
             encoder_processors: processors that are no classes of `transformers`, which are not loaded.
             trust_remote_code: run code that came with the tokenizer.
+            rules: rules with text functions of the caller's own, which are not saved.
 
         Returns:
             The processor.
@@ -393,10 +409,13 @@ class MultimodalProcessor:
             CheckpointError: if a file is missing or damaged, or something of the caller's own must be given again.
         """
         functions, given = dict(num_feature_calculation_funcs or {}), dict(encoder_processors or {})
-        processors, tokenizer, tokens, origin_files = _files.read(
-            Path(save_directory), "processor", _FILE, lambda folder: _read(folder, functions, given, trust_remote_code)
+        processors, tokenizer, tokens, origin_files, own = _files.read(
+            Path(save_directory),
+            "processor",
+            _FILE,
+            lambda folder: _read(folder, functions, given, rules or {}, trust_remote_code),
         )
-        processor = cls(processors, tokenizer, model, functions, tokens)
+        processor = cls(processors, tokenizer, model, functions, tokens, own)
         processor.origin_files = origin_files
         return processor
 
@@ -426,9 +445,13 @@ class MultimodalProcessor:
 
 
 def _read(
-    folder: Path, functions: Mapping[str, CountFunction], given: Mapping[str, Any], trust_remote_code: bool
-) -> tuple[dict[str, Any], Any, dict[str, str], dict[str, str]]:
-    """The processors of encoders, the tokenizer, the marks and the original's files in a folder in which
+    folder: Path,
+    functions: Mapping[str, CountFunction],
+    given: Mapping[str, Any],
+    rules: Mapping[str, InputRule],
+    trust_remote_code: bool,
+) -> tuple[dict[str, Any], Any, dict[str, str], dict[str, str], dict[str, InputRule]]:
+    """The processors of encoders, the tokenizer, the marks, the original's files and the rules in a folder in which
     nothing changes."""
     if folder.is_dir() and not (folder / _FILE).is_file():
         raise MissingFileError(
@@ -444,13 +467,27 @@ def _read(
             f"{folder} was saved with a counting function of the caller's own for {', '.join(missing)}: pass it "
             "again as num_feature_calculation_funcs"
         )
+    saved = description.get("rules", {})
+    missing = [key for key, entry in saved.items() if "custom" in (entry["text"] or {}) and key not in rules]
+    if missing:
+        raise CheckpointError(
+            f"{folder} was saved with a text function of the caller's own for {', '.join(missing)} "
+            f"({saved[missing[0]]['text']['custom']}): pass its rule again, rules={{{missing[0]!r}: InputRule(...)}}"
+        )
     processors = dict(given)
     for key, path in description["encoder_processors"].items():
         if key not in processors:
             processors[key] = _read_processor(folder, key, path)
     load = functools.partial(AutoTokenizer.from_pretrained, trust_remote_code=trust_remote_code)
     tokenizer = _load(folder / "tokenizer", "tokenizer_config.json", load)
-    return processors, tokenizer, dict(description["tokens"]), dict(description.get("origin_files", {}))
+    built = {key: rules[key] if key in rules else input_rules.build(entry) for key, entry in saved.items()}
+    return (
+        processors,
+        tokenizer,
+        dict(description["tokens"]),
+        dict(description.get("origin_files", {})),
+        {**rules, **built},
+    )
 
 
 def _described(processor: Any) -> str | dict[str, str]:
@@ -529,6 +566,28 @@ def _as_counts(key: str, counts: Any, inputs: Media) -> list[int]:
             f"inputs, or one such list per sample, found {counts!r}"
         )
     return [int(count) for count in counts]
+
+
+def _spread(key: str, count: int, runs: int) -> list[int]:
+    """The features of an input over the runs in its text, all of one length."""
+    if count % runs:
+        raise ArgumentError(
+            f"num_feature_calculation_funcs[{key!r}] counted {count} features for an input whose text has {runs} runs, "
+            "all of one length; expected a multiple"
+        )
+    return [count // runs] * runs
+
+
+def _one_by_one(inputs: Mapping[str, Any], per_sample: Sequence[int], runs: Sequence[int]) -> dict[str, Any]:
+    """Pictures that are padded to the most of any sample, (samples, K, ...), as (M, 1, ...) without padding."""
+    rest = iter(runs)
+    pictures = [sum(next(rest) for _ in range(count)) for count in per_sample]
+    return {
+        name: torch.cat([own[:count] for own, count in zip(value, pictures, strict=True)]).unsqueeze(1)
+        if isinstance(value, Tensor) and value.dim() > 1
+        else value
+        for name, value in inputs.items()
+    }
 
 
 def _without_tensors(value: Any) -> Any:
