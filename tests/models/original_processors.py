@@ -1,6 +1,7 @@
 """Processors of Hugging Face's multimodal models for the tiny models of `originals`, saved with them."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,6 +92,7 @@ class _NoVideos:
     """Stands where a processor wants one of videos, which needs torchvision."""
 
     model_input_names = ()
+    num_frames = fps = None
 
 
 def _model(name: str, mark: int, changes: dict[str, Any]) -> Any:
@@ -131,7 +133,12 @@ def _around_no_videos(cls: Any, *arguments: Any, **settings: Any) -> Any:
                 super().check_argument_for_proper_class(argument_name, argument)
 
     Unchecked.__name__ = cls.__name__
-    return Unchecked(*arguments, _NoVideos(), **settings)
+    module = sys.modules[cls.__module__]
+    had = vars(module).get("num2words")
+    vars(module)["num2words"] = str  # a package that one of them wants for videos only
+    made = Unchecked(*arguments, _NoVideos(), **settings)
+    vars(module)["num2words"] = had
+    return made
 
 
 def _clip() -> Any:
@@ -151,9 +158,7 @@ def _llava_next(folder: Path) -> Saved:
     pictures = transformers.LlavaNextImageProcessorPil(
         size={"shortest_edge": 16}, crop_size=square, image_grid_pinpoints=resolutions
     )
-    made = transformers.LlavaNextProcessor(
-        pictures, tokenizer(["<image>"]), chat_template=_USER_ASSISTANT, **settings
-    )
+    made = transformers.LlavaNextProcessor(pictures, tokenizer(["<image>"]), chat_template=_USER_ASSISTANT, **settings)
     return _saved(folder, "llava-next", "<image>", made)
 
 

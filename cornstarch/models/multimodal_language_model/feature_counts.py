@@ -105,8 +105,8 @@ class FeatureCounter:
             counts = self._remember(encoder, inputs, number)
         if len(counts) != number:
             raise ArgumentError(
-                f"{type(freezing.unwrap(encoder.module)).__name__} yields features for {len(counts)} pictures, the text "
-                f"of the inputs has {number}; say how many each takes with num_feature_calculation_funcs"
+                f"{type(freezing.unwrap(encoder.module)).__name__} yields features for {len(counts)} pictures, the "
+                f"text of the inputs has {number}; say how many each takes with num_feature_calculation_funcs"
             )
         rest = iter(counts)
         return [[next(rest) for _ in range(run)] for run in runs]

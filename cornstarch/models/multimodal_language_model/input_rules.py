@@ -118,11 +118,14 @@ class InputRule:
     token: str | None = None
 
     def nesting(self, given: list[int] | None, marks: list[int]) -> list[int] | None:
-        """How many inputs of each sample the processor is given in a list of their own; None for a flat list.
+        """How many inputs of each sample the processor is given in a list of their own.
 
         Args:
             given: as the caller nested them.
             marks: how many each sample has.
+
+        Returns:
+            The numbers; None for a flat list.
         """
         return {"never": None, "as_given": given, "always": marks}[self.nested]
 

@@ -159,7 +159,9 @@ class MultimodalProcessor:
                 if key in inputs and inputs[key].items and key not in made:
                     made[key] = self._encode(key, inputs[key], marks)
             counts = {self.token_ids[key]: entry.counts for key, entry in made.items()}
-            kept = {key: samples_kept for key, samples_kept in zip(made, samples.truncate(counts).values(), strict=True)}
+            kept = {
+                key: samples_kept for key, samples_kept in zip(made, samples.truncate(counts).values(), strict=True)
+            }
             if all(len(kept[key][0]) == len(entry.counts) for key, entry in made.items()):
                 break
             _warn_of_left_out({key: (len(kept[key][0]), len(entry.counts)) for key, entry in made.items()})
