@@ -159,9 +159,7 @@ class MultimodalProcessor:
                 if key in inputs and inputs[key].items and key not in made:
                     made[key] = self._encode(key, inputs[key], marks)
             counts = {self.token_ids[key]: entry.counts for key, entry in made.items()}
-            kept = {
-                key: samples_kept for key, samples_kept in zip(made, samples.truncate(counts).values(), strict=True)
-            }
+            kept = dict(zip(made, samples.truncate(counts).values(), strict=True))
             if all(len(kept[key][0]) == len(entry.counts) for key, entry in made.items()):
                 break
             _warn_of_left_out({key: (len(kept[key][0]), len(entry.counts)) for key, entry in made.items()})
@@ -193,7 +191,7 @@ class MultimodalProcessor:
         }
 
     def _written(self, text: list[str], inputs: Mapping[str, Media]) -> dict[str, "_Encoded"]:
-        """Inputs for which a text stands that their processor's output decides, so that it runs before the tokenizer."""
+        """Inputs for which texts stand, which their processors' output decides: these run before the tokenizer."""
         made = {}
         for key, rule in self.rules.items():
             if rule.text is None:
@@ -212,22 +210,23 @@ class MultimodalProcessor:
         nesting = rule.nesting(inputs.per_sample, marks)
         outputs = self._process(key, inputs.arguments(nesting))
         taken, number = self._taken(key, outputs), len(inputs.items)
-        texts = None if rule.text is None else rule.text(outputs, self.feature_tokens[key], number)
-        runs = [1] * number if texts is None else [entry.count(self.feature_tokens[key]) for entry in texts]
+        token = self.feature_tokens[key]
+        written = None if rule.text is None else rule.text(outputs, token, number)
+        runs = [1] * number if written is None else [entry.count(token) for entry in written]
         if len(runs) != number or not all(runs):
             raise ArgumentError(
-                f"rules[{key!r}].text must make a text for each of the {number} inputs, with {self.feature_tokens[key]!r} "
-                f"in each, found {texts!r:.200}"
+                f"rules[{key!r}].text must make a text for each of the {number} inputs, with {token!r} in each, found "
+                f"{written!r:.200}"
             )
         function = self.num_feature_calculation_funcs.get(key)
         if function is not None:
             totals = _as_counts(key, function(inputs.as_given(), outputs), inputs)
-            return _Encoded(taken, [_spread(key, *pair) for pair in zip(totals, runs, strict=True)], texts)
+            return _Encoded(taken, [_spread(key, *pair) for pair in zip(totals, runs, strict=True)], written)
         inner = self._inner(key, taken)
-        if texts is not None:
+        if written is not None:
             if nesting is not None:
                 inner = _one_by_one(inner, nesting, runs)
-            return _Encoded(taken, counter.count_runs(encoder, inner, runs), texts)
+            return _Encoded(taken, counter.count_runs(encoder, inner, runs), written)
 
         def process_one(index: int) -> dict[str, Any]:
             return self._taken(key, self._process(key, inputs.keep([index], [1]).arguments()))
@@ -333,7 +332,7 @@ class MultimodalProcessor:
     def apply_chat_template(self, conversation: Any, *args: Any, tokenize: bool = False, **kwargs: Any) -> Any:
         """The tokenizer's `apply_chat_template`, with media parts of typed content written as marks.
 
-        A template that writes the marks of typed content itself, as those of multimodal models do, is given it as it is.
+        A template that writes marks of typed content itself, as those of multimodal models do, is given it as it is.
 
         Args:
             conversation: messages, or a list of conversations. Content is a string, or a list of parts such as

@@ -250,7 +250,7 @@ def texts(options: Mapping[str, Any]) -> list[str]:
 def _write(
     tokenizer: Any, text: list[str], written: Mapping[str, tuple[int, Sequence[str]]], spans: Any
 ) -> tuple[list[str], list[list[_Place]], Any]:
-    """The texts with those of inputs in place of marks; for each, where inputs are in it; and the spans, moved along."""
+    """The texts with those of inputs in place of marks; where inputs are in each; and the spans, moved along."""
     if not written:
         return text, [[] for _ in text], spans
     if not tokenizer.is_fast:
