@@ -141,12 +141,20 @@ class ProjectorConfig:
     """Of `resampler`: how many times its queries attend to the rows; 2 if left out."""
     heads: int | None = None
     """Of `resampler`: heads of that attention, which divide the encoder's width; 8 if left out."""
+    path: str | None = None
+    """Instead of a new one: folder with a saved model, or folder or name on the hub of a multimodal model of Hugging
+    Face's, whose projector for this modality is taken."""
+    revision: str | None = None
+    """Of `path`: branch, tag or commit on the hub."""
 
     def __post_init__(self) -> None:
         for name in ("queries", "layers", "heads"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, f"at least 1, found {value}")
             _require(value is None or self.type == "resampler", name, f"is for `resampler` only, found {self.type}")
+        made = self.type != "linear" or self.activation != "gelu"
+        _require(self.path is None or not made, "path", "a loaded projector has a `type` and `activation` of its own")
+        _require(self.revision is None or self.path is not None, "revision", "is for a `path`")
 
 
 @_config
@@ -241,7 +249,14 @@ class ModelConfig:
     """The model: its parts, or a saved one."""
 
     path: str | None = None
-    """A model (or a run folder) of Cornstarch's to go on from, instead of parts."""
+    """Instead of parts, a model to go on from: a saved one, a run folder, or the folder or name on the hub of a
+    multimodal model of Hugging Face's."""
+    revision: str | None = None
+    """Of `path`: branch, tag or commit on the hub."""
+    dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto"
+    """Of `path`: of all weights; `auto` is what they were saved in."""
+    trust_remote_code: bool = False
+    """Of `path`: run code that comes with it."""
     encoders: dict[str, EncoderConfig] = field(default_factory=dict)
     """Modality key (vision, audio, ...) to encoder."""
     language_model: LanguageModelConfig | None = None
@@ -258,6 +273,9 @@ class ModelConfig:
             "preprocess_llm",
             "a saved model (`path`) has callbacks of its own",
         )
+        for name, default in (("revision", None), ("dtype", "auto"), ("trust_remote_code", False)):
+            given = getattr(self, name) != default
+            _require(self.path is not None or not given, name, "is for a `path`; parts have their own")
         for key in self.encoders:
             if not key.isidentifier():
                 raise FieldError(("encoders", key), "a modality key names a submodule, so it must be an identifier")

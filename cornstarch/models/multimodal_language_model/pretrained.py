@@ -31,7 +31,15 @@ from transformers.dynamic_module_utils import custom_object_save, get_class_from
 
 from cornstarch import _files
 from cornstarch.errors import ArgumentError, CheckpointError, MissingFileError
-from cornstarch.models.multimodal_language_model import anatomy, callbacks, freezing, library, quantized, weightless
+from cornstarch.models.multimodal_language_model import (
+    anatomy,
+    callbacks,
+    freezing,
+    library,
+    manifest,
+    quantized,
+    weightless,
+)
 from cornstarch.models.multimodal_language_model.concatenation import ConcatenatedEncoders
 from cornstarch.models.multimodal_language_model.configuration import projector_config
 from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
@@ -69,6 +77,7 @@ def save(
             "preprocess_llm_callback": _describe_callback(model.preprocess_llm_callback),
             "modality_token_ids": model.modality_token_ids,
             "origin": model.origin,
+            "manifest": model.manifest,
             "trainable": {name: _describe_trainable(part) for name, part in _units(model)},
             "aliases": aliases,
         }
@@ -248,6 +257,7 @@ def _load(
     model = cls(encoders, language_model, callback)
     _read_weights(model, folder, description, wanted)
     model.origin = description.get("origin")
+    manifest.restore({name: part for name, (part, *_) in model.parts.items()}, description.get("manifest", {}))
     if description["modality_token_ids"]:
         model.set_modality_token_ids(description["modality_token_ids"])
     for name, part in _units(model):
@@ -315,7 +325,7 @@ def _build_callback(place: str, entry: Mapping[str, Any] | None, custom_objects:
 def _saved_elements(folder: Path, description: Mapping[str, Any]) -> dict[str, int]:
     """How many numbers the files hold for each weight, by their headers alone."""
     elements: dict[str, int] = {}
-    for path in _weight_files(folder, description["weight_files"]):
+    for path in weight_files(folder, description["weight_files"]):
         with _opened(path) as file:
             elements |= {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     return elements | {alias: elements.get(kept, 0) for alias, kept in description["aliases"].items()}
@@ -446,8 +456,8 @@ def _read_weights(
     """Give every parameter and buffer its saved value, one file at a time; tied ones become one tensor again."""
     expected = set(model.state_dict())
     seen: set[str] = set()
-    for path in _weight_files(folder, description["weight_files"]):
-        tensors = {name: _copied(tensor, dtype) for name, tensor in _mapped_tensors(path)}
+    for path in weight_files(folder, description["weight_files"]):
+        tensors = {name: copied(tensor, dtype) for name, tensor in mapped_tensors(path)}
         strange = sorted(tensors.keys() - expected)
         if strange:
             raise CheckpointError(
@@ -486,8 +496,8 @@ def load_weights(model: MultimodalModel, directory: Path) -> None:
     mine = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     places = model.state_dict().keys()
     seen: set[str] = set()
-    for path in _weight_files(folder, description["weight_files"]):
-        for name, value in _mapped_tensors(path):
+    for path in weight_files(folder, description["weight_files"]):
+        for name, value in mapped_tensors(path):
             seen.add(name)
             target = mine.get(name)
             if target is None or (target.is_floating_point() and target.shape != value.shape):
@@ -505,14 +515,15 @@ def _tensor_at(model: nn.Module, name: str) -> Any:
     return getattr(model.get_submodule(owner), leaf)
 
 
-def _weight_files(folder: Path, names: list[str]) -> list[Path]:
+def weight_files(folder: Path, names: list[str]) -> list[Path]:
+    """The files with weights that a saved model's description names."""
     for name in names:
         if _WEIGHT_FILE.fullmatch(name) is None:
             raise CheckpointError(f"{folder / _CONFIG} names {name!r}, which is no file of a saved model")
     return [folder / name for name in names]
 
 
-def _mapped_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+def mapped_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """Names and values of a file's tensors, mapped from it: to be copied, for the file may not stay as it is."""
     with _opened(path) as file:
         for name in file.keys():  # noqa: SIM118 - no mapping
@@ -530,6 +541,6 @@ def _opened(path: Path) -> Iterator[Any]:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
-def _copied(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+def copied(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """A copy in memory of its own: where a file is mapped, addresses change what a matrix product rounds to."""
     return tensor.to(dtype if tensor.is_floating_point() else None, copy=True)
