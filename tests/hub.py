@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from tests import parts
+from tests.models.original_processors import USER_ASSISTANT
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
 
@@ -83,9 +84,8 @@ def llava(folder: Path) -> None:
     inner.add_special_tokens(list(words.values()))
     special = {"pad_token": "<pad>", "unk_token": "<unk>"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, extra_special_tokens=["<image>"], **special)
-    LlavaProcessor(parts.clip_processor(), tokenizer, 8, "default", num_additional_image_tokens=1).save_pretrained(
-        folder
-    )
+    more = {"num_additional_image_tokens": 1, "chat_template": USER_ASSISTANT}
+    LlavaProcessor(parts.clip_processor(), tokenizer, 8, "default", **more).save_pretrained(folder)
 
 
 ON_THE_HUB: dict[str, Callable[[Path], None]] = {

@@ -93,7 +93,8 @@ def _cell(value: Any) -> str:
 def _class_name(module: Any, part: str) -> str:
     base: Any = freezing.unwrap(module)
     if part.endswith("_projector") and not getattr(base, "is_custom", True):
-        return f"{type(base).__name__} ({base.config.projection_type})"
+        kind = getattr(base.config, "projection_type", type(base.projection).__name__)
+        return f"{type(base).__name__} ({kind})"
     return type(base).__name__
 
 

@@ -37,7 +37,7 @@ def tokenizer(special: list[str], named: dict[str, str] | None = None, **kwargs:
     )
 
 
-_USER_ASSISTANT = (
+USER_ASSISTANT = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\\n' }}{% endfor %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' '}}"
@@ -110,6 +110,8 @@ def _model(name: str, mark: int, changes: dict[str, Any]) -> Any:
 def _saved(folder: Path, name: str, mark: str, processor: Any, token: str | None = None, **changes: Any) -> Saved:
     words = processor.tokenizer
     model = _model(name, words.convert_tokens_to_ids(token or mark), changes)
+    ends = [word for word in ("<|im_end|>", "<end_of_turn>", "<end_of_utterance>") if word in words.get_vocab()]
+    model.generation_config.eos_token_id = [EOS, *words.convert_tokens_to_ids(ends)]
     model.save_pretrained(folder)
     if isinstance(getattr(processor, "video_processor", None), _NoVideos):
         # What such a checkpoint has: every file but that of videos.
@@ -147,7 +149,7 @@ def _clip() -> Any:
 
 def _llava(folder: Path) -> Saved:
     settings = {"patch_size": 4, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
-    made = transformers.LlavaProcessor(_clip(), tokenizer(["<image>"]), chat_template=_USER_ASSISTANT, **settings)
+    made = transformers.LlavaProcessor(_clip(), tokenizer(["<image>"]), chat_template=USER_ASSISTANT, **settings)
     return _saved(folder, "llava", "<image>", made)
 
 
@@ -158,7 +160,7 @@ def _llava_next(folder: Path) -> Saved:
     pictures = transformers.LlavaNextImageProcessorPil(
         size={"shortest_edge": 16}, crop_size=square, image_grid_pinpoints=resolutions
     )
-    made = transformers.LlavaNextProcessor(pictures, tokenizer(["<image>"]), chat_template=_USER_ASSISTANT, **settings)
+    made = transformers.LlavaNextProcessor(pictures, tokenizer(["<image>"]), chat_template=USER_ASSISTANT, **settings)
     return _saved(folder, "llava-next", "<image>", made)
 
 
@@ -173,7 +175,7 @@ def _llava_onevision(folder: Path) -> Saved:
         tokenizer(["<image>", "<video>"]),
         num_image_tokens=16,
         vision_feature_select_strategy="full",
-        chat_template=_USER_ASSISTANT,
+        chat_template=USER_ASSISTANT,
         vision_aspect_ratio="anyres_max_2",
     )
     video = made.tokenizer.convert_tokens_to_ids("<video>")

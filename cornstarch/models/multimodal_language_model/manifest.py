@@ -1,11 +1,12 @@
 """6i. Where each part of a model came from: kept with the part, saved with the model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
 from cornstarch.models.multimodal_language_model import freezing, library
+from cornstarch.models.multimodal_language_model.concatenation import ConcatenatedEncoders
 
 _PLACE = "cornstarch_source"  # the attribute of a module that says where it came from
 _FIELDS = ("path", "revision", "class", "part_of")
@@ -44,14 +45,24 @@ def of(parts: Mapping[str, nn.Module], origin: Mapping[str, Any] | None = None) 
         Part to `path`, `revision` (the commit where it is known), `class`, and `part_of`: the class of the model that
         the part was taken out of. All but the class are None where nothing is known, as of a part that was made here.
     """
-    return {name: _source(freezing.unwrap(part), origin or {}) for name, part in parts.items()}
+    return {name: _source(freezing.unwrap(part), origin or {}) for name, part in _pieces(parts)}
 
 
 def restore(parts: Mapping[str, nn.Module], described: Mapping[str, Mapping[str, Any]]) -> None:
     """Note on parts what `of` said when they were saved; of where they were saved nothing is said."""
-    for name, part in parts.items():
+    for name, part in _pieces(parts):
         entry = dict.fromkeys(_FIELDS) | dict(described.get(name, {}))
         vars(freezing.unwrap(part))[_PLACE] = {field: entry[field] for field in _FIELDS}
+
+
+def _pieces(parts: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """Parts, and of one that is several encoders side by side each as `{part}.{name}`."""
+    for name, part in parts.items():
+        base = freezing.unwrap(part)
+        if isinstance(base, ConcatenatedEncoders):
+            yield from ((f"{name}.{inner}", encoder) for inner, encoder in base.encoders.items())
+        else:
+            yield name, part
 
 
 def _source(part: nn.Module, origin: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,8 +70,10 @@ def _source(part: nn.Module, origin: Mapping[str, Any]) -> dict[str, Any]:
     noted = vars(part).get(_PLACE)
     if noted is not None:
         return {**noted, "class": cls}
+    path = getattr(config, "_name_or_path", None)
+    if path:
+        return {"path": path, "revision": getattr(config, "_commit_hash", None), "class": cls, "part_of": None}
     if origin.get("path"):
-        return {"path": origin["path"], "revision": origin.get("revision"), "class": cls, "part_of": origin["class"]}
-    path = getattr(config, "_name_or_path", None) or None
-    commit = getattr(config, "_commit_hash", None) if path else None
-    return {"path": path, "revision": commit, "class": cls, "part_of": None}
+        whole = origin.get("class")
+        return {"path": origin["path"], "revision": origin.get("revision"), "class": cls, "part_of": whole}
+    return {"path": None, "revision": None, "class": cls, "part_of": None}

@@ -52,8 +52,8 @@ def origins(model: MultimodalModel) -> list[str]:
 
 def _origin(model: MultimodalModel, part: str) -> str | None:
     """The name on the hub of what a part came from."""
-    found = model.manifest[part]["path"]
-    return found if found is not None and is_on_the_hub(found) else None
+    sources = (entry["path"] for name, entry in model.manifest.items() if name.partition(".")[0] == part)
+    return next((path for path in sources if path is not None and is_on_the_hub(path)), None)
 
 
 def is_on_the_hub(name: str) -> bool:
