@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from cornstarch import export_to_hf, load_run, set_template
 from cornstarch.cli.main import main
 from tests.models.original_processors import MADE
 
@@ -95,7 +96,7 @@ def test_recipe(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == after
+    assert [text.strip() for text in json.loads(done.stdout)] == after  # the command prints them so
     assert type(AutoModelForImageTextToText.from_pretrained(tmp_path / "out")).__name__ in _architectures(original)
     assert type(AutoProcessor.from_pretrained(tmp_path / "out")) is type(AutoProcessor.from_pretrained(original))
     capsys.readouterr()
@@ -108,3 +109,16 @@ def test_recipe(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def _architectures(folder: Path) -> list[str]:
     return list(json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"])
+
+
+def test_another_template_goes_out(tmp_path: Path) -> None:
+    """A template that was chosen for training is the export's, and takes content in parts there."""
+    original = MADE["llava"](tmp_path / "original").folder
+    model, processor = load_run(original)
+    set_template(processor.llm_tokenizer, "vicuna")
+    export_to_hf(model, processor, tmp_path / "out")
+    exported = AutoProcessor.from_pretrained(tmp_path / "out")
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
+    expected = processor.apply_chat_template(chat, add_generation_prompt=True)
+    assert expected == f"USER: <image>{QUESTION} ASSISTANT:"
+    assert exported.apply_chat_template(chat, add_generation_prompt=True) == expected

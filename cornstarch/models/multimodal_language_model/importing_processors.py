@@ -163,3 +163,20 @@ def chat_template(files: Mapping[str, str]) -> Any:
         if found is not None:
             return found
     return None
+
+
+def with_template(files: Mapping[str, str], template: str) -> dict[str, str]:
+    """A processor's files with another chat template.
+
+    Args:
+        files: name to contents.
+        template: in the place of theirs.
+
+    Returns:
+        The files; those without a template stay as they are.
+    """
+    made = {name: contents for name, contents in files.items() if name != "chat_template.json"}
+    config = json.loads(made.get("processor_config.json", "{}"))
+    if config.pop("chat_template", None) is not None:
+        made["processor_config.json"] = json.dumps(config, indent=2) + "\n"
+    return {**made, "chat_template.jinja": template}
