@@ -15,6 +15,7 @@ from cornstarch.models.multimodal_language_model.concatenation import Concatenat
 from cornstarch.models.multimodal_language_model.configuration import MultimodalConfig, MultimodalProjectorConfig
 from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
 from cornstarch.models.multimodal_language_model.exporting import Exported, export_to_hf
+from cornstarch.models.multimodal_language_model.input_rules import FramedPictures, InputRule, TiledPictures
 from cornstarch.models.multimodal_language_model.llm_callbacks import (
     DeepFeatures,
     FeaturesSeeEachOther,
@@ -37,6 +38,8 @@ __all__ = [
     "Exported",
     "Features",
     "FeaturesSeeEachOther",
+    "FramedPictures",
+    "InputRule",
     "JoinTiles",
     "MaskPaddedSounds",
     "ModalEncoderModule",
@@ -52,6 +55,7 @@ __all__ = [
     "RotaryPositions",
     "SelectFeatures",
     "SplitTiles",
+    "TiledPictures",
     "UnpadImages",
     "export_to_hf",
 ]

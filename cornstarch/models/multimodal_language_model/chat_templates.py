@@ -165,3 +165,37 @@ def typed(entry: Any, kinds: Mapping[str, str], form: Form) -> Any:
         else:
             raise ArgumentError(f"content of type {kind!r}: known types are text, {', '.join(kinds)}")
     return {**entry, "content": parts}
+
+
+def with_marks(entry: Any, marks: Mapping[str, str]) -> Any:
+    """A message, or a conversation of them, as a template that takes strings only has it.
+
+    Args:
+        entry: content is a string or a list of parts.
+        marks: type of a part to what is written for it.
+
+    Returns:
+        The same with parts as one string.
+
+    Raises:
+        ArgumentError: for a part whose type names no modality.
+    """
+    if isinstance(entry, Sequence) and not isinstance(entry, str):
+        return [with_marks(message, marks) for message in entry]
+    if not isinstance(entry, Mapping) or isinstance(entry.get("content"), str | None):
+        return entry
+    written = []
+    for part in entry["content"]:
+        if not isinstance(part, Mapping):
+            raise ArgumentError(
+                f"content is a list of parts such as {{'type': 'text', 'text': ...}}, found {type(part).__name__} in it"
+            )
+        if part.get("type") == "text":
+            if not isinstance(part.get("text"), str):
+                raise ArgumentError(f"a part of type 'text' needs its `text`, a string; found {sorted(part)}")
+            written.append(part["text"])
+        elif part.get("type") in marks:
+            written.append(marks[part["type"]])
+        else:
+            raise ArgumentError(f"content of type {part.get('type')!r}: known types are text, {', '.join(marks)}")
+    return {**entry, "content": "".join(written)}

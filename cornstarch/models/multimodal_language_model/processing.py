@@ -1,9 +1,7 @@
 """1. The processor: text and media -> `input_ids` and encoder inputs, so that text and model agree on positions."""
 
 import difflib
-import functools
 import inspect
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,12 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, BatchFeature, FeatureExtractionMixin, PreTrainedTokenizerBase
-from transformers.image_processing_base import ImageProcessingMixin
+from transformers import BatchFeature, PreTrainedTokenizerBase
 
-from cornstarch import _files
-from cornstarch.errors import ArgumentError, CheckpointError, MissingFileError, UnknownArgumentError
-from cornstarch.models.multimodal_language_model import chat_templates, input_rules, library, media, routing
+from cornstarch.errors import ArgumentError, UnknownArgumentError
+from cornstarch.models.multimodal_language_model import chat_templates, media, processor_files, routing
 from cornstarch.models.multimodal_language_model import text as texts
 from cornstarch.models.multimodal_language_model.concatenated_processing import ConcatenatedProcessor
 from cornstarch.models.multimodal_language_model.feature_counts import FeatureCounter
@@ -27,8 +23,6 @@ from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
 from cornstarch.models.multimodal_language_model.text import Samples
 
 CountFunction = Callable[[dict[str, Any], Any], int | list[int] | list[list[int]]]
-_FILE = "multimodal_processor.json"
-_FORMAT = 1
 _PLAIN = InputRule()
 
 
@@ -354,7 +348,7 @@ class MultimodalProcessor:
         written_by = {kind: self.tokens[key] for key, kind in kinds.items() if kind is not None}
         form = chat_templates.form_of(self.llm_tokenizer, template, written_by) if all(kinds.values()) else None
         if form is None:
-            written = [_with_marks(entry, marks) for entry in conversation]
+            written = [chat_templates.with_marks(entry, marks) for entry in conversation]
         else:
             known = {**{kind: kind for kind in written_by}, **{key: str(kind) for key, kind in kinds.items()}}
             written = [chat_templates.typed(entry, known, form) for entry in conversation]
@@ -368,20 +362,7 @@ class MultimodalProcessor:
         Args:
             save_directory: made if it is not there; may be a model's.
         """
-        with _files.replacing(Path(save_directory), "processor") as folder:
-            self.llm_tokenizer.save_pretrained(folder / "tokenizer")
-            for key, processor in self.encoder_processors.items():
-                if hasattr(processor, "save_pretrained"):
-                    processor.save_pretrained(folder / "processors" / key)
-            description = {
-                "format": _FORMAT,
-                "encoder_processors": {key: _described(p) for key, p in self.encoder_processors.items()},
-                "tokens": self.tokens,
-                "num_feature_calculation_funcs": sorted(self.num_feature_calculation_funcs),
-                "origin_files": self.origin_files,
-                "rules": {key: input_rules.describe(rule) for key, rule in self.rules.items() if rule != _PLAIN},
-            }
-            (folder / _FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        processor_files.save(self, Path(save_directory))
 
     @classmethod
     def from_pretrained(
@@ -409,12 +390,9 @@ class MultimodalProcessor:
         Raises:
             CheckpointError: if a file is missing or damaged, or something of the caller's own must be given again.
         """
-        functions, given = dict(num_feature_calculation_funcs or {}), dict(encoder_processors or {})
-        processors, tokenizer, tokens, origin_files, own = _files.read(
-            Path(save_directory),
-            "processor",
-            _FILE,
-            lambda folder: _read(folder, functions, given, rules or {}, trust_remote_code),
+        functions = dict(num_feature_calculation_funcs or {})
+        processors, tokenizer, tokens, origin_files, own = processor_files.read(
+            Path(save_directory), functions, dict(encoder_processors or {}), rules or {}, trust_remote_code
         )
         processor = cls(processors, tokenizer, model, functions, tokens, own)
         processor.origin_files = origin_files
@@ -443,90 +421,6 @@ class MultimodalProcessor:
         from cornstarch.models.multimodal_language_model import importing_processors
 
         return importing_processors.from_hugging_face(cls, name_or_path, model, **kwargs)
-
-
-def _read(
-    folder: Path,
-    functions: Mapping[str, CountFunction],
-    given: Mapping[str, Any],
-    rules: Mapping[str, InputRule],
-    trust_remote_code: bool,
-) -> tuple[dict[str, Any], Any, dict[str, str], dict[str, str], dict[str, InputRule]]:
-    """The processors of encoders, the tokenizer, the marks, the original's files and the rules in a folder in which
-    nothing changes."""
-    if folder.is_dir() and not (folder / _FILE).is_file():
-        raise MissingFileError(
-            f"{folder} holds no processor ({_FILE} is not there): save it with processor.save_pretrained, or give "
-            "Trainer processing_class=processor"
-        )
-    description = library.read_json(folder / _FILE)
-    if description["format"] > _FORMAT:
-        raise CheckpointError(f"{folder} has format {description['format']}, this version reads up to {_FORMAT}")
-    missing = [key for key in description["num_feature_calculation_funcs"] if key not in functions]
-    if missing:
-        raise CheckpointError(
-            f"{folder} was saved with a counting function of the caller's own for {', '.join(missing)}: pass it "
-            "again as num_feature_calculation_funcs"
-        )
-    saved = description.get("rules", {})
-    missing = [key for key, entry in saved.items() if "custom" in (entry["text"] or {}) and key not in rules]
-    if missing:
-        raise CheckpointError(
-            f"{folder} was saved with a text function of the caller's own for {', '.join(missing)} "
-            f"({saved[missing[0]]['text']['custom']}): pass its rule again, rules={{{missing[0]!r}: InputRule(...)}}"
-        )
-    processors = dict(given)
-    for key, path in description["encoder_processors"].items():
-        if key not in processors:
-            processors[key] = _read_processor(folder, key, path)
-    load = functools.partial(AutoTokenizer.from_pretrained, trust_remote_code=trust_remote_code)
-    tokenizer = _load(folder / "tokenizer", "tokenizer_config.json", load)
-    built = {key: rules[key] if key in rules else input_rules.build(entry) for key, entry in saved.items()}
-    return (
-        processors,
-        tokenizer,
-        dict(description["tokens"]),
-        dict(description.get("origin_files", {})),
-        {**rules, **built},
-    )
-
-
-def _described(processor: Any) -> str | dict[str, str]:
-    """By what `_read_processor` finds a processor's class, or those of the processors in it."""
-    if type(processor) is ConcatenatedProcessor:
-        return {name: library.path_of(type(inner)) for name, inner in processor.processors.items()}
-    return library.path_of(type(processor))
-
-
-def _read_processor(folder: Path, key: str, path: str | Mapping[str, str]) -> Any:
-    if isinstance(path, Mapping):
-        return ConcatenatedProcessor(
-            {name: _read_processor(folder, f"{key}.{name}", inner) for name, inner in path.items()}
-        )
-    if not path.startswith("transformers."):
-        raise CheckpointError(
-            f"{folder} was saved with a processor of the caller's own for {key!r} ({path}): pass it again, "
-            f"encoder_processors={{{key!r}: ...}}"
-        )
-    if not all(name.isidentifier() for name in key.split(".")):
-        raise CheckpointError(f"{folder / _FILE} has the modality key {key!r}, which is no identifier")
-    where = f"encoder_processors[{key!r}]"
-    found: Any = library.find_class(path, where)
-    if not isinstance(found, type) or not issubclass(found, ImageProcessingMixin | FeatureExtractionMixin):
-        raise CheckpointError(f"{where}: {path} is no processor of images, videos or sounds")
-    return _load(folder.joinpath("processors", *key.split(".")), "preprocessor_config.json", found.from_pretrained)  # type: ignore[attr-defined]
-
-
-def _load(place: Path, config: str, load: Callable[[Path], Any]) -> Any:
-    """What Hugging Face's `load` reads from a folder, which must hold `config`: without it, defaults would be taken."""
-    if not library.read_json(place / config):
-        raise CheckpointError(f"{place / config} is damaged, it is empty")
-    try:
-        return load(place)
-    except ImportError:  # an optional package is not installed
-        raise
-    except Exception as error:  # the tokenizers library raises no class of its own
-        raise CheckpointError(f"{place} is damaged or incomplete: {error}") from error
 
 
 def _add_special_tokens(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> None:
@@ -630,26 +524,3 @@ def _marks_by_kind(processors: Mapping[str, Any], tokens: Mapping[str, str]) -> 
     for key, processor in processors.items():
         by_kind.setdefault(media.kind_of(processor), []).append(tokens[key])
     return {kind: marks[0] for kind, marks in by_kind.items() if len(marks) == 1}
-
-
-def _with_marks(entry: Any, marks: Mapping[str, str]) -> Any:
-    """A message (or a conversation of them) whose typed content is one string."""
-    if isinstance(entry, Sequence) and not isinstance(entry, str):
-        return [_with_marks(message, marks) for message in entry]
-    if not isinstance(entry, Mapping) or isinstance(entry.get("content"), str | None):
-        return entry
-    written = []
-    for part in entry["content"]:
-        if not isinstance(part, Mapping):
-            raise ArgumentError(
-                f"content is a list of parts such as {{'type': 'text', 'text': ...}}, found {type(part).__name__} in it"
-            )
-        if part.get("type") == "text":
-            if not isinstance(part.get("text"), str):
-                raise ArgumentError(f"a part of type 'text' needs its `text`, a string; found {sorted(part)}")
-            written.append(part["text"])
-        elif part.get("type") in marks:
-            written.append(marks[part["type"]])
-        else:
-            raise ArgumentError(f"content of type {part.get('type')!r}: known types are text, {', '.join(marks)}")
-    return {**entry, "content": "".join(written)}
