@@ -282,6 +282,8 @@ def test_a_finished_model(llava: Any) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
     model, _ = build_model(ModelConfig(path=str(llava.folder), dtype="bfloat16"))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    with pytest.raises(MissingFileError, match="nobody/nothing is no folder with a model, and no name on the hub"):
+        build_model(ModelConfig(path="nobody/nothing"))
     with pytest.raises(ArgumentError, match="dtype: is for a `path`"):
         ModelConfig(language_model=LanguageModelConfig(config=TEXT), dtype="bfloat16")
 
