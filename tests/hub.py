@@ -6,6 +6,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     CLIPVisionConfig,
+    Dinov2Config,
+    Dinov2Model,
     LlamaConfig,
     LlamaForCausalLM,
     LlavaConfig,
@@ -20,6 +22,7 @@ from transformers import (
 )
 
 from tests import parts
+from tests.models.original_processors import USER_ASSISTANT
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
 
@@ -27,6 +30,11 @@ SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
 def clip(folder: Path) -> None:
     parts.clip().save_pretrained(folder)
     parts.clip_processor().save_pretrained(folder)
+
+
+def dino(folder: Path) -> None:
+    Dinov2Model(Dinov2Config(**SIZES, num_hidden_layers=2, image_size=24, patch_size=8)).save_pretrained(folder)
+    parts.clip_processor(24).save_pretrained(folder)
 
 
 def qwen(folder: Path) -> None:
@@ -76,14 +84,14 @@ def llava(folder: Path) -> None:
     inner.add_special_tokens(list(words.values()))
     special = {"pad_token": "<pad>", "unk_token": "<unk>"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, extra_special_tokens=["<image>"], **special)
-    LlavaProcessor(parts.clip_processor(), tokenizer, 8, "default", num_additional_image_tokens=1).save_pretrained(
-        folder
-    )
+    more = {"num_additional_image_tokens": 1, "chat_template": USER_ASSISTANT}
+    LlavaProcessor(parts.clip_processor(), tokenizer, 8, "default", **more).save_pretrained(folder)
 
 
 ON_THE_HUB: dict[str, Callable[[Path], None]] = {
     "openai/clip-vit-large-patch14-336": clip,
     "openai/clip-vit-large-patch14": clip,
+    "facebook/dinov2-large": dino,
     "Qwen/Qwen3-0.6B": qwen,
     "lmsys/vicuna-7b-v1.5": vicuna,
     "openai/whisper-tiny": whisper,

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 
 import cornstarch
+from cornstarch.models.multimodal_language_model.callbacks import CALLBACKS
+from cornstarch.models.multimodal_language_model.configuration import PROJECTION_TYPES
 from cornstarch.training import pictures
 from tests import pages
 from tests.hub import Hub
@@ -50,6 +52,13 @@ def test_every_block_runs(name: str, hub: Hub, tmp_path: Path, monkeypatch: pyte
         if name == README and block.language == "python":
             continue
         reader.run(block, f"{name}, line {block.line}")
+
+
+def test_everything_ready_made_is_on_the_page() -> None:
+    """Callbacks by name and by class, and types of projectors."""
+    page = (DOCS / "callbacks.md").read_text(encoding="utf-8")
+    classes = [cls.__name__ for cls in CALLBACKS.values()]
+    assert [name for name in (*CALLBACKS, *classes, *PROJECTION_TYPES) if f"`{name}`" not in page] == []
 
 
 def test_messages_are_the_codes() -> None:

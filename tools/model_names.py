@@ -5,6 +5,7 @@ of one of its models. Files named after a model are listed too.
 """
 
 import ast
+import functools
 import re
 import sys
 from pathlib import Path
@@ -19,12 +20,14 @@ ROOT = Path(cornstarch.__file__).parent
 PLAIN_WORDS = {"align", "auto", "bit", "encoder-decoder", "flex", "sew", "whisper", "git", "led", "mask", "cornstarch"}
 
 
+@functools.cache
 def model_names() -> set[str]:
     """Model types, with underscores and with dashes, and the beginnings of class names."""
     types = {name for name in CONFIG_MAPPING_NAMES if len(name) > 2} - (PLAIN_WORDS - {"whisper"})
     return types | {name.replace("_", "-") for name in types}
 
 
+@functools.cache
 def class_names() -> set[str]:
     """Classes of models and of their configs and processors."""
     kinds = r"(Config|Model|ForCausalLM|ForConditionalGeneration)$"

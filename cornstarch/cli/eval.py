@@ -28,7 +28,9 @@ def main(words: Sequence[str]) -> int:
         ArgumentError: if there is no config, or no data in it.
     """
     parsing = parser("eval", "Check a trained model on data.test (else data.validation) of its run's config.")
-    parsing.add_argument("model", help="a run folder, a checkpoint in it, or a folder with a saved model")
+    parsing.add_argument(
+        "model", help="a run folder, a checkpoint in it, or a folder with a model (also Hugging Face's)"
+    )
     parsing.add_argument("--config", help="a config with data; the run's own if left out")
     parsing.add_argument("--output", help="write every answer there, one JSON object a line")
     parsing.add_argument("--trust-remote-code", action="store_true", help="run code that came with a part")

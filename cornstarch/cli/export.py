@@ -26,7 +26,9 @@ def main(words: Sequence[str]) -> int:
         ArgumentError: if the processor that is named is none.
     """
     parsing = parser("export", "Write a model as a checkpoint that plain transformers loads, with its processor.")
-    parsing.add_argument("model", help="a run folder, a checkpoint in it, or a folder with a saved model")
+    parsing.add_argument(
+        "model", help="a run folder, a checkpoint in it, or a folder with a model (also Hugging Face's)"
+    )
     parsing.add_argument("out", help="the folder to write into; a former export in it is replaced")
     parsing.add_argument(
         "--format", choices=sorted(FORMATS), help="that of the model it was imported from, else llava, if left out"

@@ -194,7 +194,9 @@ def _sampling(options: argparse.Namespace) -> dict[str, Any]:
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
     parsing = parser("generate", "Have a model answer a prompt, or every line of a file.")
-    parsing.add_argument("model", help="a run folder, a checkpoint in it, or a folder with a saved model")
+    parsing.add_argument(
+        "model", help="a run folder, a checkpoint in it, or a folder with a model (also Hugging Face's)"
+    )
     parsing.add_argument("--prompt", help="what to ask; <image> and <audio> in it stand for the next file")
     parsing.add_argument("--image", action="append", metavar="FILE", help="an image; may be given several times")
     parsing.add_argument("--audio", action="append", metavar="FILE", help="a sound; may be given several times")

@@ -91,7 +91,7 @@ def render(
             earlier turns when later ones follow, so that nobody can tell what the assistant said.
     """
     for message in sample.messages:
-        for token in processor.tokens.values():
+        for token in (*processor.tokens.values(), *processor.feature_tokens.values()):
             if token in text_of(message):
                 raise ArgumentError(
                     f"{sample.name}: the text holds {token!r}, which stands for an input in text: take it out, or "

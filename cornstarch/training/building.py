@@ -1,6 +1,6 @@
 """2. A config -> the model, its processor, and the sources of its data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,10 @@ from cornstarch.models.multimodal_language_model import (
     MultimodalProcessor,
     anatomy,
     callbacks,
+    freezing,
+    library,
     parts,
+    projector_loading,
 )
 from cornstarch.models.multimodal_language_model.callbacks import (
     AveragePool,
@@ -24,6 +27,9 @@ from cornstarch.models.multimodal_language_model.callbacks import (
     OutputHiddenStates,
     SelectFeatures,
 )
+from cornstarch.models.multimodal_language_model.concatenated_processing import ConcatenatedProcessor
+from cornstarch.models.multimodal_language_model.concatenation import ConcatenatedEncoders
+from cornstarch.models.multimodal_language_model.model_card import is_on_the_hub
 from cornstarch.training import checkpoints, quantization
 from cornstarch.training.config import (
     EncoderConfig,
@@ -33,8 +39,11 @@ from cornstarch.training.config import (
     ModelConfig,
     NamedConfig,
     PartConfig,
+    ProcessorConfig,
+    ProjectorConfig,
     RowsConfig,
     SourceConfig,
+    TowerConfig,
 )
 
 BYTES = "bytes"  # the tokenizer that the package makes
@@ -55,7 +64,10 @@ def build_model(config: ModelConfig, template: str | None = None) -> tuple[Multi
         MissingFileError: if there is no such checkpoint.
     """
     if config.path is not None:
-        model, processor = load_run(config.path)
+        dtype = None if config.dtype == "auto" else config.dtype
+        model, processor = load_run(
+            config.path, trust_remote_code=config.trust_remote_code, revision=config.revision, dtype=dtype
+        )
     else:
         assert config.language_model is not None, "checked by the config"
         tokenizer = _tokenizer(config.language_model)
@@ -69,12 +81,18 @@ def build_model(config: ModelConfig, template: str | None = None) -> tuple[Multi
     return model, processor
 
 
-def load_run(path: str | Path, *, trust_remote_code: bool = False) -> tuple[MultimodalModel, MultimodalProcessor]:
+def load_run(
+    path: str | Path, *, trust_remote_code: bool = False, revision: str | None = None, dtype: str | None = None
+) -> tuple[MultimodalModel, MultimodalProcessor]:
     """Load a model and its processor: from a run folder, a checkpoint in one, or a folder both were saved into.
 
+    A multimodal model of Hugging Face's is taken apart (`from_pretrained_multimodal_model`).
+
     Args:
-        path: the folder. Of a run that has not come to its end, the last checkpoint counts.
+        path: the folder, or a name on the hub. Of a run that has not come to its end, the last checkpoint counts.
         trust_remote_code: run code that came with a part.
+        revision: branch, tag or commit on the hub.
+        dtype: of all weights; None keeps each as it was saved.
 
     Returns:
         The model in evaluation mode, and the processor.
@@ -82,17 +100,41 @@ def load_run(path: str | Path, *, trust_remote_code: bool = False) -> tuple[Mult
     Raises:
         MissingFileError: if there is no model.
         CheckpointError: if a file is damaged.
+        ArgumentError: if it is a model of Hugging Face's that cannot be taken apart.
     """
     folder = Path(path)
     last = checkpoints.last(folder / "checkpoints")
     for candidate in (folder, folder / "model", *([last / "model"] if last is not None else [])):
+        if _is_imported(candidate):
+            return _imported(candidate, trust_remote_code, revision, dtype)
         if (candidate / "config.json").is_file():
-            model = MultimodalModel.from_pretrained(candidate, trust_remote_code=trust_remote_code)
+            model = MultimodalModel.from_pretrained(candidate, dtype, trust_remote_code=trust_remote_code)
             processor = MultimodalProcessor.from_pretrained(candidate, model, trust_remote_code=trust_remote_code)
             return model, processor
+    if is_on_the_hub(str(path)):
+        return _imported(path, trust_remote_code, revision, dtype)
     if not folder.is_dir():
         raise MissingFileError(f"there is no folder {folder}; expected a run folder, or one with a saved model")
     raise MissingFileError(f"{folder} holds no model: no config.json, no model/config.json, and no checkpoint")
+
+
+def _is_imported(folder: Path) -> bool:
+    """Whether a folder holds a model of Hugging Face's."""
+    file = folder / "config.json"
+    return file.is_file() and library.read_json(file).get("model_type") not in (None, "cornstarch")
+
+
+def _imported(
+    path: str | Path, trust_remote_code: bool, revision: str | None, dtype: str | None
+) -> tuple[MultimodalModel, MultimodalProcessor]:
+    given = {"revision": revision} if revision is not None else {}
+    trusted = {"trust_remote_code": True} if trust_remote_code else {}
+    model = MultimodalModel.from_pretrained_multimodal_model(path, dtype=dtype or "auto", **given, **trusted)
+    processor = MultimodalProcessor.from_pretrained_multimodal_model(path, model, **given, **trusted)
+    tokenizer: Any = processor.llm_tokenizer
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, processor
 
 
 def make_source(config: SourceConfig) -> Source:
@@ -202,12 +244,23 @@ def _language_model(config: LanguageModelConfig, tokenizer: Any) -> Any:
     return language_model
 
 
-def _encoder(key: str, config: EncoderConfig, language_model: Any) -> ModalEncoderModule:
+def _module(key: str, config: TowerConfig) -> Any:
     if config.config is not None:
-        module = parts.make_encoder(config.config, config.class_name, **_options(config))
-    else:
-        assert config.path is not None, "checked by the config"
-        module = parts.load_encoder(key, config.path, config.class_name, **_options(config))
+        return parts.make_encoder(config.config, config.class_name, **_options(config))
+    assert config.path is not None, "checked by the config"
+    return parts.load_encoder(key, config.path, config.class_name, **_options(config))
+
+
+def _concatenated(key: str, towers: Mapping[str, TowerConfig]) -> ConcatenatedEncoders:
+    return ConcatenatedEncoders(
+        {name: _module(key, tower) for name, tower in towers.items()},
+        skip_first={name: tower.skip_first for name, tower in towers.items()},
+        layers={name: tower.layers for name, tower in towers.items() if tower.layers is not None},
+    )
+
+
+def _encoder(key: str, config: EncoderConfig, language_model: Any) -> ModalEncoderModule:
+    module = _concatenated(key, config.concatenate) if config.concatenate else _module(key, config)
     before = _built(config.callbacks.preprocess)
     behind = _built(config.callbacks.postprocess_module)
     if config.layers is not None or config.skip_first:
@@ -224,13 +277,25 @@ def _encoder(key: str, config: EncoderConfig, language_model: Any) -> ModalEncod
         postprocess_module_callback=_one(behind),
         postprocess_projector_callback=_one(_built(config.callbacks.postprocess_projector)),
     )
-    encoder.make_projector(
-        anatomy.embedding_width(language_model),
-        anatomy.parameter_dtype(language_model) or torch.float32,
-        config.projector.type,
-        config.projector.activation,
-    )
+    width, dtype = anatomy.embedding_width(language_model), anatomy.parameter_dtype(language_model) or torch.float32
+    wanted = config.projector
+    if wanted.path is not None:
+        encoder.projector = _projector(key, wanted, encoder, width)
+        projector_loading.as_precise(encoder.projector, anatomy.parameter_dtype(module), dtype)
+    sizes = {"queries": wanted.queries, "layers": wanted.layers, "heads": wanted.heads}
+    encoder.make_projector(width, dtype, wanted.type, wanted.activation, **sizes)
     return encoder
+
+
+def _projector(key: str, config: ProjectorConfig, encoder: ModalEncoderModule, width: int) -> Any:
+    assert config.path is not None, "checked by whoever asks"
+    own = freezing.unwrap(encoder.module)
+    rows = anatomy.observed_width(own) or anatomy.feature_width(own)
+    if rows is not None:
+        rows = callbacks.output_width(encoder.postprocess_module_callback, rows)
+    revision = {"revision": config.revision} if config.revision is not None else {}
+    projector = parts.load_projector(key, config.path, **revision)
+    return projector_loading.fit(projector, key, config.path, (rows, width))
 
 
 def _built(named: Sequence[NamedConfig]) -> list[Any]:
@@ -242,8 +307,12 @@ def _one(entries: list[Any]) -> Any:
     return Chain(callbacks=tuple(entries)) if len(entries) > 1 else next(iter(entries), None)
 
 
-def _processor(config: EncoderConfig, encoder: Any) -> Any:
+def _processor(config: TowerConfig, encoder: Any) -> Any:
     wanted = config.processor
+    if isinstance(config, EncoderConfig) and config.concatenate and wanted == ProcessorConfig():
+        return _one_processor(
+            {name: _processor(tower, encoder.encoders[name]) for name, tower in config.concatenate.items()}
+        )
     path = wanted.path or config.path
     if wanted.class_name is not None and wanted.path is None:
         return parts.make_processor(wanted.class_name, wanted.arguments)
@@ -253,3 +322,11 @@ def _processor(config: EncoderConfig, encoder: Any) -> Any:
             "and processor.arguments"
         )
     return parts.load_processor(encoder, path, **_origin(config, path), **wanted.arguments)
+
+
+def _one_processor(processors: dict[str, Any]) -> Any:
+    """The processor of encoders of the same images: one of theirs, if all prepare them alike."""
+    described = [{**processor.to_dict(), "class": type(processor)} for processor in processors.values()]
+    if all(other == described[0] for other in described):
+        return next(iter(processors.values()))
+    return ConcatenatedProcessor(processors)

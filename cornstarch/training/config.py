@@ -6,7 +6,7 @@ The docstring under a field is what `cornstarch train --help` says about it. Not
 import fnmatch
 import functools
 from collections.abc import Callable
-from dataclasses import field
+from dataclasses import field, fields
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, dataclass_transform
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
@@ -130,11 +130,31 @@ class CallbacksConfig:
 class ProjectorConfig:
     """What leads from an encoder's features to the language model's embeddings."""
 
-    type: Literal["linear", "mlp", "identity"] = "linear"
+    type: Literal["linear", "mlp", "identity", "resampler"] = "linear"
     """`linear` is one linear layer; `mlp` is linear, activation, linear; `identity` is nothing, for an encoder that
-    yields the embedding's width already."""
+    yields the embedding's width already; `resampler` makes a fixed number of features of however many rows."""
     activation: str = "gelu"
-    """Of `mlp`, a name in transformers.activations.ACT2CLS."""
+    """Of `mlp` and `resampler`, a name in transformers.activations.ACT2CLS."""
+    queries: int | None = None
+    """Of `resampler`: features of each input; 64 if left out."""
+    layers: int | None = None
+    """Of `resampler`: how many times its queries attend to the rows; 2 if left out."""
+    heads: int | None = None
+    """Of `resampler`: heads of that attention, which divide the encoder's width; 8 if left out."""
+    path: str | None = None
+    """Instead of a new one: folder with a saved model, or folder or name on the hub of a multimodal model of Hugging
+    Face's, whose projector for this modality is taken."""
+    revision: str | None = None
+    """Of `path`: branch, tag or commit on the hub."""
+
+    def __post_init__(self) -> None:
+        for name in ("queries", "layers", "heads"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, f"at least 1, found {value}")
+            _require(value is None or self.type == "resampler", name, f"is for `resampler` only, found {self.type}")
+        made = self.type != "linear" or self.activation != "gelu"
+        _require(self.path is None or not made, "path", "a loaded projector has a `type` and `activation` of its own")
+        _require(self.revision is None or self.path is not None, "revision", "is for a `path`")
 
 
 @_config
@@ -150,14 +170,28 @@ class ProcessorConfig:
 
 
 @_config
-class EncoderConfig(PartConfig):
-    """An encoder, what is done to its inputs and outputs, and its projector."""
+class TowerConfig(PartConfig):
+    """An encoder alone: which of its features to take, and what prepares its images or sounds."""
 
     layers: list[int] | None = None
     """Hidden states to take, counted as Hugging Face does (0 embeddings, -1 last layer), side by side if several. The
     encoder's own output if left out."""
     skip_first: int = 0
     """Leading rows to leave out: 1 for a class token, 5 for a class token and four registers."""
+    processor: ProcessorConfig = field(default_factory=ProcessorConfig)
+    """What turns media into the encoder's input."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.skip_first >= 0, "skip_first", f"a number of rows, found {self.skip_first}")
+
+
+@_config
+class EncoderConfig(TowerConfig):
+    """An encoder, what is done to its inputs and outputs, and its projector."""
+
+    concatenate: dict[str, TowerConfig] = field(default_factory=dict)
+    """Instead of `path` or `config`: several encoders of the same images by name, whose features stand side by side."""
     pool: int = 1
     """Average so many rows (of a square map: so many by so many) into one position."""
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
@@ -166,12 +200,23 @@ class EncoderConfig(PartConfig):
     """Arguments for the callbacks that the encoder itself does not take."""
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
     """What leads to the language model's embeddings."""
-    processor: ProcessorConfig = field(default_factory=ProcessorConfig)
-    """What turns media into the encoder's input."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        _require(self.skip_first >= 0, "skip_first", f"a number of rows, found {self.skip_first}")
+        if not self.concatenate:
+            super().__post_init__()
+        else:
+            _require(len(self.concatenate) > 1, "concatenate", "two encoders or more, found one")
+            for name in self.concatenate:
+                _require(name.isidentifier(), "concatenate", f"a name must be an identifier, found {name!r}")
+            for entry in fields(PartConfig):
+                same = getattr(self, entry.name) == entry.default
+                _require(same, entry.name, "goes with each of the encoders to `concatenate`, not here")
+            one = self.processor == ProcessorConfig() or all(
+                tower.processor == ProcessorConfig() for tower in self.concatenate.values()
+            )
+            _require(one, "processor", "give one for all, or one for each of the encoders to `concatenate`, not both")
+            for name in ("layers", "skip_first"):
+                _require(not getattr(self, name), name, "goes with each of the encoders to `concatenate`, not here")
         _require(self.pool >= 1, "pool", f"at least 1, found {self.pool}")
 
 
@@ -204,7 +249,14 @@ class ModelConfig:
     """The model: its parts, or a saved one."""
 
     path: str | None = None
-    """A model (or a run folder) of Cornstarch's to go on from, instead of parts."""
+    """Instead of parts, a model to go on from: a saved one, a run folder, or the folder or name on the hub of a
+    multimodal model of Hugging Face's."""
+    revision: str | None = None
+    """Of `path`: branch, tag or commit on the hub."""
+    dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto"
+    """Of `path`: of all weights; `auto` is what they were saved in."""
+    trust_remote_code: bool = False
+    """Of `path`: run code that comes with it."""
     encoders: dict[str, EncoderConfig] = field(default_factory=dict)
     """Modality key (vision, audio, ...) to encoder."""
     language_model: LanguageModelConfig | None = None
@@ -221,6 +273,9 @@ class ModelConfig:
             "preprocess_llm",
             "a saved model (`path`) has callbacks of its own",
         )
+        for name, default in (("revision", None), ("dtype", "auto"), ("trust_remote_code", False)):
+            given = getattr(self, name) != default
+            _require(self.path is not None or not given, name, "is for a `path`; parts have their own")
         for key in self.encoders:
             if not key.isidentifier():
                 raise FieldError(("encoders", key), "a modality key names a submodule, so it must be an identifier")

@@ -105,6 +105,6 @@ def _source(source: SourceConfig | None) -> str:
 
 
 def _base_model(config: TrainConfig) -> tuple[str, ...]:
-    parts = [*config.model.encoders.values(), config.model.language_model]
+    parts = [config.model, *config.model.encoders.values(), config.model.language_model]
     names = [part.path for part in parts if part is not None and part.path is not None]
     return tuple(dict.fromkeys(name for name in names if is_on_the_hub(name)))

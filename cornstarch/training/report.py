@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from cornstarch.data import Collator, Sample
-from cornstarch.models.multimodal_language_model import MultimodalModel, anatomy, freezing, quantized
+from cornstarch.models.multimodal_language_model import MultimodalModel, anatomy, concatenation, freezing, quantized
 from cornstarch.models.multimodal_language_model.merge import IGNORE_INDEX
 from cornstarch.training.selection import parameters_of
 
@@ -93,14 +93,15 @@ def _cell(value: Any) -> str:
 def _class_name(module: Any, part: str) -> str:
     base: Any = freezing.unwrap(module)
     if part.endswith("_projector") and not getattr(base, "is_custom", True):
-        return f"{type(base).__name__} ({base.config.projection_type})"
+        kind = getattr(base.config, "projection_type", type(base.projection).__name__)
+        return f"{type(base).__name__} ({kind})"
     return type(base).__name__
 
 
 def _mode(module: nn.Module, trainable: int) -> str:
     if not trainable:
         return "frozen"
-    if "LORA" in freezing.adapter_kinds(module):
+    if any("LORA" in freezing.adapter_kinds(inner) for inner in concatenation.adaptable(module)):
         return "lora"
     base = freezing.unwrap(module)
     left = {name for name, parameter in base.named_parameters() if not parameter.requires_grad}

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from torch import nn
 
 from cornstarch.errors import ArgumentError
-from cornstarch.models.multimodal_language_model import MultimodalModel, anatomy, freezing
+from cornstarch.models.multimodal_language_model import MultimodalModel, anatomy, concatenation, freezing
 from cornstarch.training.config import GroupConfig, TrainsConfig
 
 
@@ -50,8 +50,9 @@ def parameters_of(model: MultimodalModel) -> Iterator[tuple[str, str, nn.Paramet
 
 def _choose(model: MultimodalModel, name: str, choice: TrainsConfig, new_rows: list[int]) -> None:
     modules = model.parts[name]
+    adaptable = concatenation.adaptable(modules[0])
     if choice.mode == "full":
-        if freezing.adapter_configs(modules[0]):
+        if any(freezing.adapter_configs(inner) for inner in adaptable):
             raise ArgumentError("the part has adapters, so mode full would train those alone; choose lora")
         if getattr(modules[0], "is_quantized", False):
             raise ArgumentError("the part is quantised, so its weights cannot train; choose lora or frozen")
@@ -67,7 +68,8 @@ def _adapt(model: MultimodalModel, name: str, choice: TrainsConfig, new_rows: li
     part = model.parts[name][0]
     if name.endswith("_projector"):
         raise ArgumentError("a projector trains in full, partially or not at all; lora is for pretrained parts")
-    if freezing.adapter_configs(part):
+    inner = concatenation.adaptable(part)
+    if any(freezing.adapter_configs(one) for one in inner):
         if choice.lora:
             raise ArgumentError("the part has adapters already, which go on training; leave out `lora`")
         freezing.thaw(part)
@@ -77,7 +79,11 @@ def _adapt(model: MultimodalModel, name: str, choice: TrainsConfig, new_rows: li
         options.setdefault("task_type", "CAUSAL_LM")
     if choice.new_rows:
         options["trainable_token_indices"] = new_rows
-    model.replace_part(name, freezing.adapt(part, "lora", **options))
+    adapted = [freezing.adapt(one, "lora", **options) for one in inner]
+    if inner[0] is part:
+        model.replace_part(name, adapted[0])
+    else:
+        concatenation.replace(part, adapted)
 
 
 def _thaw_some(model: MultimodalModel, name: str, choice: TrainsConfig, new_rows: list[int]) -> None:

@@ -26,7 +26,7 @@ from cornstarch import (
     parse_config,
 )
 from cornstarch.models.multimodal_language_model import callbacks
-from tests import parts
+from tests import parts, tiny
 
 # --- PixelShuffle -----------------------------------------------------------------------------------------------------
 
@@ -75,6 +75,46 @@ def test_pixel_shuffle_of_a_map_that_is_no_square() -> None:
 def test_pixel_shuffle_says_what_does_not_fit(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         PixelShuffle(**arguments)({}, torch.zeros(1, 25, 2))
+
+
+# --- inputs of several lengths ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("projector", ["linear", "resampler"])
+@pytest.mark.parametrize("chained", [False, True])
+def test_windows_hold_neither_padding_nor_another_input(projector: str, chained: bool) -> None:
+    """Rows of padded sounds and of packed images, pooled: in a batch as alone, and as means by hand: fp64 at 1e-10."""
+    pool: Any = AveragePool(size=2, square=False)
+    pool = Chain(callbacks=(pool,)) if chained else pool
+    sounds = torch.randn(3, 100, dtype=torch.float64)
+    mask = (torch.arange(100) < torch.tensor([100, 60, 35])[:, None]).long()
+    grid = torch.tensor([[1, 4, 4], [1, 2, 4], [1, 2, 6]])
+    patches = torch.randn(36, 3 * 2 * 4 * 4, dtype=torch.float64)
+    split = torch.split(patches, grid.prod(-1).tolist())
+    for family, together, alone in (
+        (
+            "wav2vec2",
+            {"input_values": sounds * mask, "attention_mask": mask},
+            [{"input_values": (sounds * mask)[i : i + 1], "attention_mask": mask[i : i + 1]} for i in range(3)],
+        ),
+        (
+            "qwen2-vl",
+            {"hidden_states": patches, "grid_thw": grid},
+            [{"hidden_states": rows, "grid_thw": cells[None]} for rows, cells in zip(split, grid, strict=True)],
+        ),
+    ):
+        encoder = ModalEncoderModule(tiny.encoder(family, torch.float64), postprocess_module_callback=pool)
+        lm = tiny.language_model(dtype=torch.float64)
+        encoder.make_projector(32, torch.float64, projector, "gelu")
+        model = MultimodalModel({"x": encoder}, lm).eval()
+        module = model.encoders["x"]
+        for found, arguments in zip(module(**together), alone, strict=True):
+            tiny.assert_near(found, module(**arguments)[0])
+        if family == "wav2vec2":
+            rows = module.module(**together).last_hidden_state[2]
+            count = int(module.module._get_feat_extract_output_lengths(torch.tensor(35)))
+            windows = torch.stack([rows[i : min(i + 2, count)].mean(0) for i in range(0, count, 2)])
+            tiny.assert_near(module(**together)[2], module.projector(windows[None])[0])
 
 
 # --- widths -----------------------------------------------------------------------------------------------------------

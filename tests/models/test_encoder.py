@@ -35,6 +35,7 @@ from cornstarch import (
     SelectFeatures,
 )
 from tests import parts, tiny
+from tests.zoo.table import PATCH
 
 IMAGE = 300
 
@@ -462,7 +463,7 @@ def test_merged_rows_of_packed_towers(family: str) -> None:
     model = composed(ModalEncoderModule(tower)).eval()
     assert model.x_encoder.projector.widths == (40, 24)
     grid = torch.tensor([[1, 4, 6], [1, 2, 4]])
-    pixels = torch.randn(int(grid.prod(-1).sum()), 3 * 2 * tiny.PATCH**2)
+    pixels = torch.randn(int(grid.prod(-1).sum()), 3 * 2 * PATCH**2)
     merged = model.x_encoder.projector(tower(pixels, grid_thw=grid).pooler_output)
     features = model.x_encoder(hidden_states=pixels, grid_thw=grid)
     assert [len(rows) for rows in features] == [6, 2]

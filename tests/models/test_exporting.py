@@ -40,6 +40,7 @@ from cornstarch import (
 from cornstarch.models.multimodal_language_model import importing, shells
 from tests import parts, tiny
 from tests.models.originals import ORIGINALS
+from tests.zoo.table import LM_SIZES
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
 SIZE = {"height": tiny.IMAGE_SIZE, "width": tiny.IMAGE_SIZE}
@@ -232,7 +233,9 @@ def test_what_a_part_was_made_without(tmp_path: Path) -> None:
     from transformers import ViTConfig, ViTModel
 
     torch.manual_seed(0)
-    config = ViTConfig(**{**tiny._TOWER, "num_hidden_layers": 2})
+    config = ViTConfig(
+        hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
+    )
     tower = tiny.loud(ViTModel(config, add_pooling_layer=False), torch.float64)
     tokenizer = parts.tokenizer()
     language_model = tiny.language_model(dtype=torch.float64, vocab_size=parts.VOCABULARY)
@@ -490,7 +493,7 @@ def test_heads_without_counterpart(tmp_path: Path) -> None:
         PhiForCausalLM,
     )
 
-    sizes = {**tiny._LM_SIZES, "num_key_value_heads": 2, "vocab_size": 300}
+    sizes = {**LM_SIZES, "num_key_value_heads": 2, "vocab_size": 300}
     language_models = [
         (Gemma2ForCausalLM(Gemma2Config(**sizes, head_dim=8, final_logit_softcapping=0.5)), "does more to them"),
         (Cohere2ForCausalLM(Cohere2Config(**sizes, logit_scale=0.5)), "does more to them"),

@@ -228,12 +228,16 @@ def test_own_classes_are_asked_and_not_computed(kind: str, positions: int) -> No
 
 
 def test_a_width_that_a_callback_changed() -> None:
-    """Two layers side by side before a projector for one: both widths in the error."""
-    callbacks = {
-        "preprocess_callback": OutputHiddenStates(),
-        "postprocess_module_callback": SelectFeatures(layers=(-2, -1)),
-    }
-    model = composed(ModalEncoderModule(parts.clip(), **callbacks))
+    """Two layers side by side before a projector for one: both widths in the error; a callback that says so fits."""
+    stated = SelectFeatures(layers=(-2, -1))
+    own = ModalEncoderModule(
+        parts.clip(),
+        preprocess_callback=OutputHiddenStates(),
+        postprocess_module_callback=lambda inputs, output: stated(inputs, output),
+    )
+    given = {"preprocess_callback": OutputHiddenStates(), "postprocess_module_callback": stated}
+    assert composed(ModalEncoderModule(parts.clip(), **given)).x_encoder.projector.widths == (32, 24)
+    model = composed(own)
     with pytest.raises(ArgumentError, match=r"width 16.*width 32"):
         model(input_ids=ids(5), pixel_values=torch.randn(1, 3, 16, 16))
 

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from cornstarch import ArgumentError, ModalEncoderModule, MultimodalModel, MultimodalProjectorConfig, part_rows
+from cornstarch import (
+    ArgumentError,
+    ModalEncoderModule,
+    MultimodalModel,
+    MultimodalProjector,
+    MultimodalProjectorConfig,
+    part_rows,
+)
 from tests import parts, tiny
 
 # --- identity ---------------------------------------------------------------------------------------------------------
@@ -41,3 +48,15 @@ def test_identity_refuses_two_widths() -> None:
 def test_identity_is_described_by_its_widths() -> None:
     config = MultimodalProjectorConfig({"hidden_size": 8}, {"hidden_size": 8}, "identity")
     assert MultimodalProjectorConfig(**config.to_dict()).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_projectors_without_bias(kind: str) -> None:
+    """No linear layer has one, and the config says so again; types without linear layers refuse."""
+    widths = {"hidden_size": 4}, {"hidden_size": 6}
+    projector = MultimodalProjector(MultimodalProjectorConfig(*widths, kind, bias=False))
+    assert not any("bias" in name for name, _ in projector.named_parameters())
+    assert not projector.is_custom
+    assert MultimodalProjectorConfig(**projector.config.to_dict()).bias is False
+    with pytest.raises(ArgumentError, match="no linear layers whose bias"):
+        MultimodalProjectorConfig(*widths, "resampler", bias=False)

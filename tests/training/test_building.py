@@ -21,6 +21,7 @@ from cornstarch.models.multimodal_language_model import callbacks as registered
 from cornstarch.models.multimodal_language_model import parts as loading
 from cornstarch.training import EncoderConfig, LanguageModelConfig, ModelConfig, NamedConfig, ProjectorConfig
 from tests import parts
+from tests.models.original_processors import MADE
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 VISION = {"model_type": "clip_vision_model", **SMALL, "image_size": 16, "patch_size": 4}  # 4 x 4 and a class token
@@ -257,3 +258,52 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path, clip: Path) -> None:
         build_model(ModelConfig(language_model=LanguageModelConfig(config=TEXT)))
     with pytest.raises(ArgumentError, match=r"needs a processor"):
         built(processor={})
+
+
+# --- finished models, and parts of them -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return MADE["llava"](tmp_path_factory.mktemp("llava"))
+
+
+def test_a_finished_model(llava: Any) -> None:
+    """Of Hugging Face's, by its folder: the original's logits on its own processor's inputs, and its template."""
+    model, processor = build_model(ModelConfig(path=str(llava.folder)))
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+    text = processor.apply_chat_template(chat)
+    assert text == llava.processor.apply_chat_template(chat)
+    batch = processor({"vision": {"images": [parts.image()]}}, {"text": text}, return_tensors="pt")
+    expected = llava.model(**llava.processor(text=[text], images=[parts.image()], return_tensors="pt")).logits
+    found = model.eval()(**batch).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    model, _ = build_model(ModelConfig(path=str(llava.folder), dtype="bfloat16"))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    with pytest.raises(MissingFileError, match="nobody/nothing is no folder with a model, and no name on the hub"):
+        build_model(ModelConfig(path="nobody/nothing"))
+    with pytest.raises(ArgumentError, match="dtype: is for a `path`"):
+        ModelConfig(language_model=LanguageModelConfig(config=TEXT), dtype="bfloat16")
+
+
+def test_a_projector_of_another_model(llava: Any) -> None:
+    """Encoder, projector and language model of three places; its weights, and both widths if they differ."""
+    vision = {"config": VISION, "processor": PROCESSOR}
+    projector = ProjectorConfig(path=str(llava.folder))
+    text = LanguageModelConfig(config={**TEXT, "hidden_size": 24}, tokenizer="bytes")
+    model, _ = build_model(
+        ModelConfig(encoders={"vision": EncoderConfig(**vision, projector=projector)}, language_model=text)
+    )
+    expected = llava.model.model.multi_modal_projector.linear_1.weight
+    assert torch.equal(model.encoders["vision"].projector.projection[0].weight, expected)
+    assert model.manifest["vision_projector"]["path"] == str(llava.folder)
+    with pytest.raises(
+        ArgumentError, match=r"leads from width 16 to 24; here the encoder .* yields width 16, .* in width 16"
+    ):
+        built(projector=projector)
+    with pytest.raises(ArgumentError, match=r"leads from width 16 to 24; here the encoder .* yields width 32"):
+        built(projector=projector, layers=[0, 1])
+    with pytest.raises(ArgumentError, match="path: a loaded projector has a `type`"):
+        built(projector=ProjectorConfig(path="x", type="mlp"))

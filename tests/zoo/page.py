@@ -37,6 +37,7 @@ composing; `alone` in the tables says whether it can.
 
 Run with transformers {transformers} and torch {torch}. **{passed} cells passed of {cells}**: {pairs} pairs, {full} of
 them through everything. By themselves, the classes passed {alone_passed} of {alone}.
+Asked for less, as they compute parts of it in fp32: {less}.
 
 | check | what must hold |
 |---|---|
@@ -92,6 +93,9 @@ def text(cells: list[Cell]) -> str:
         full=len({(cell.encoder, cell.language_model) for cell in cells if cell.check != "forward"}),
         alone_passed=sum(1 for cell in by_themselves if not cell.reason),
         alone=len(by_themselves),
+        less=", ".join(
+            f"{name} ({row.tolerance:.0e})" for name, row in LANGUAGE_MODELS.items() if row.tolerance > 1e-10
+        ),
     )
     made += "".join(f"| {name} | {_told(check.__doc__)} |\n" for name, check in CHECKS.items())
     made += "\n## Encoders\n\nWith a Llama. Features are those of two inputs.\n\n"

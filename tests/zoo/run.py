@@ -83,7 +83,7 @@ def _run(job: Job) -> Iterator[page.Cell]:
         made = making.language_model(text)
         for encoder in ENCODERS:
             reason = _reason(
-                lambda name: compare_forward(name, making.compose(making.cached_encoder(name), made)), encoder
+                lambda name: compare_forward(name, making.compose(making.cached_encoder(name), made), text), encoder
             )
             yield page.Cell(encoder, text, "forward", reason)
 

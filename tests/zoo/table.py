@@ -29,6 +29,7 @@ class LanguageModel(NamedTuple):
     cls: str
     arguments: dict[str, Any]  # of its config, beside `LM_SIZES`
     traits: tuple[str, ...] = ()  # in what it differs from Llama
+    tolerance: float = 1e-10  # of what is computed in fp64, where a model does not compute parts of it in fp32
 
 
 _GROUPED = {"num_key_value_heads": 2}
@@ -118,7 +119,7 @@ LANGUAGE_MODELS: dict[str, LanguageModel] = {
     "gpt2": LanguageModel("GPT2LMHeadModel", {}, ("learned positions",)),
     "gpt2-tied": LanguageModel("GPT2LMHeadModel", _TIED, ("tied", "learned positions")),
     "gpt-neox": LanguageModel("GPTNeoXForCausalLM", {}),
-    "gptj": LanguageModel("GPTJForCausalLM", {"rotary_dim": 4}),
+    "gptj": LanguageModel("GPTJForCausalLM", {"rotary_dim": 4}, tolerance=1e-6),  # attention
     "bloom": LanguageModel("BloomForCausalLM", {"n_layer": 2, "n_head": 4}, ("ALiBi",)),
     "falcon": LanguageModel("FalconForCausalLM", _FALCON | {"alibi": False, "multi_query": False}),
     "falcon-grouped": LanguageModel("FalconForCausalLM", {"new_decoder_architecture": True, "num_kv_heads": 2}),
@@ -143,6 +144,11 @@ LANGUAGE_MODELS: dict[str, LanguageModel] = {
         "GptOssForCausalLM",
         {**_HEAD, **_ROUTER_LOSS, "num_local_experts": 4, "sliding_window": 4, "rope_parameters": _GPT_OSS_ROPE},
         ("experts", "sliding window"),
+    ),
+    "exaone4": LanguageModel(
+        "Exaone4ForCausalLM",
+        _GROUPED | {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+        ("sliding window", "layers without positions"),
     ),
     "mamba": LanguageModel("MambaForCausalLM", {"state_size": 8}, ("state space",)),
     "mamba2": LanguageModel("Mamba2ForCausalLM", _STATE_SPACE, ("state space",)),
@@ -321,6 +327,24 @@ ENCODERS: dict[str, Encoder] = {
         _IMAGE,
         (1, 1),
         "maps",
+    ),
+    "hiera": Encoder(
+        "HieraModel",
+        {
+            "image_size": [16, 16],
+            "patch_size": [3, 3],
+            "patch_stride": [2, 2],
+            "patch_padding": [1, 1],
+            "embed_dim": 12,
+            "depths": [1, 1],
+            "num_heads": [1, 2],
+            "query_stride": [2, 2],
+            "masked_unit_size": [4, 4],
+            "masked_unit_attention": [True, True],
+            "num_query_pool": 1,
+        },
+        {"pixel_values": (3, 16, 16)},
+        (16, 16),
     ),
     "whisper": Encoder(
         "whisper.WhisperEncoder", {**_MEL, "max_source_positions": 6}, {"input_features": (8, 12)}, (6, 6)

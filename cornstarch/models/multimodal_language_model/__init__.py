@@ -10,9 +10,12 @@ from cornstarch.models.multimodal_language_model.callbacks import (
     PixelShuffle,
     SelectFeatures,
 )
+from cornstarch.models.multimodal_language_model.concatenated_processing import ConcatenatedProcessor
+from cornstarch.models.multimodal_language_model.concatenation import ConcatenatedEncoders
 from cornstarch.models.multimodal_language_model.configuration import MultimodalConfig, MultimodalProjectorConfig
 from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
 from cornstarch.models.multimodal_language_model.exporting import Exported, export_to_hf
+from cornstarch.models.multimodal_language_model.input_rules import FramedPictures, InputRule, TiledPictures
 from cornstarch.models.multimodal_language_model.limits import MediaLimits
 from cornstarch.models.multimodal_language_model.llm_callbacks import (
     DeepFeatures,
@@ -23,16 +26,21 @@ from cornstarch.models.multimodal_language_model.llm_callbacks import (
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
 from cornstarch.models.multimodal_language_model.processing import MultimodalProcessor
 from cornstarch.models.multimodal_language_model.projector import MultimodalProjector
+from cornstarch.models.multimodal_language_model.resampler import Resampler
 from cornstarch.models.multimodal_language_model.tiles import JoinTiles, SplitTiles, UnpadImages
 
 __all__ = [
     "AveragePool",
     "BackboneWithHead",
     "Chain",
+    "ConcatenatedEncoders",
+    "ConcatenatedProcessor",
     "DeepFeatures",
     "Exported",
     "Features",
     "FeaturesSeeEachOther",
+    "FramedPictures",
+    "InputRule",
     "JoinTiles",
     "MaskPaddedSounds",
     "MediaLimits",
@@ -45,9 +53,11 @@ __all__ = [
     "OutputDeepFeatures",
     "OutputHiddenStates",
     "PixelShuffle",
+    "Resampler",
     "RotaryPositions",
     "SelectFeatures",
     "SplitTiles",
+    "TiledPictures",
     "UnpadImages",
     "export_to_hf",
 ]

@@ -113,7 +113,10 @@ def config_vocabulary_size(config: Any) -> int:
 
 
 def linear_widths(module: nn.Module) -> tuple[int | None, int | None]:
-    """Input and output width of a module that starts and ends with `nn.Linear`; None where it does not."""
+    """Input and output width of a module that states them, or starts and ends with `nn.Linear`; else None."""
+    stated = (_attribute(module, "in_features"), _attribute(module, "out_features"))
+    if all(isinstance(width, int) for width in stated):
+        return stated
     leaves = [leaf for leaf in module.modules() if not list(leaf.children())]
     shaped = [leaf for leaf in leaves if any(True for _ in leaf.parameters())]
     if not isinstance(module, nn.Linear | nn.Sequential) or not shaped:
@@ -181,8 +184,12 @@ def _signature(function: Callable[..., Any]) -> ForwardArguments:
 
 
 def forward_arguments(module: nn.Module) -> ForwardArguments:
-    """What the forward method of an unwrapped module takes; one that takes anything is its base class's."""
-    return class_arguments(type(module))
+    """What the forward method of an unwrapped module takes; one that takes anything is its base class's.
+
+    A module whose arguments depend on what it is made of states them as `argument_names`.
+    """
+    stated = getattr(module, "argument_names", None)
+    return class_arguments(type(module)) if stated is None else ForwardArguments(tuple(stated), False)
 
 
 def class_arguments(cls: type[nn.Module]) -> ForwardArguments:
@@ -225,8 +232,14 @@ def main_input_name(encoder: nn.Module) -> str:
     return stated if stated in names else names[0]
 
 
+def main_input_names(encoder: nn.Module) -> tuple[str, ...]:
+    """The arguments of which `encoder` needs one at least; a module that can run by several states them."""
+    return tuple(getattr(encoder, "main_input_names", None) or (main_input_name(encoder),))
+
+
 # What encoders call a mask with an entry for each of their rows.
 _MASKS_OF_ROWS = ("attention_mask", "pixel_attention_mask")
+
 
 # --- outputs ----------------------------------------------------------------------------------------------------------
 
@@ -541,6 +554,11 @@ def _on_meta(cls: type[PreTrainedModel], config: PreTrainedConfig) -> nn.Module 
             return cls._from_config(copy.deepcopy(config))  # type: ignore[no-any-return]
     except Exception:
         return None
+
+
+def input_dtype(encoder: nn.Module) -> torch.dtype | None:
+    """The dtype of the numbers an encoder takes: its weights'; None for a module that states that it takes any."""
+    return getattr(encoder, "input_dtype", parameter_dtype(encoder))  # type: ignore[no-any-return]
 
 
 def parameter_dtype(module: nn.Module) -> torch.dtype | None:

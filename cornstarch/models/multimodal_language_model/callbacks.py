@@ -39,6 +39,14 @@ def output_width(callback: Any, width: int) -> int:
     return callback.output_width(width) if isinstance(callback, ChangesWidth) else width
 
 
+def takes_lists(callback: Any) -> bool:
+    """Whether a module callback states, as `takes_lists`, that it takes a list with rows (T_i, width) of each input.
+
+    It is given one where inputs are padded or packed, so that it sees neither padding nor another input.
+    """
+    return bool(getattr(callback, "takes_lists", False))
+
+
 @dataclass(frozen=True, kw_only=True)
 class OutputHiddenStates:
     """A `preprocess_callback` that has the encoder return the hidden states of all its layers."""
@@ -120,6 +128,7 @@ class AveragePool:
 
     size: int
     square: bool = True
+    takes_lists: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -140,7 +149,7 @@ class AveragePool:
         """
         rows = getattr(output, "last_hidden_state", output)
         if isinstance(rows, list):
-            return [self._pool(one.unsqueeze(0)).squeeze(0) for one in rows]
+            return [self._pool(one.unsqueeze(0)).squeeze(0) if len(one) else one for one in rows]
         return self._pool(rows)
 
     def _pool(self, rows: Tensor) -> Tensor:
@@ -171,6 +180,7 @@ class PixelShuffle:
 
     scale: int = 2
     size: tuple[int, int] | None = None
+    takes_lists: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.scale < 1:
@@ -226,6 +236,11 @@ class Chain:
     """
 
     callbacks: tuple[Any, ...]
+
+    @property
+    def takes_lists(self) -> bool:
+        """Whether the first of them does."""
+        return takes_lists(next(iter(self.callbacks), None))
 
     def __call__(self, inputs: dict[str, Any], *output: Any) -> Any:
         """Call them: on `inputs` where this stands before the encoder, on `inputs` and `output` behind it."""

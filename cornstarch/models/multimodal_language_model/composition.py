@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from cornstarch.errors import ArgumentError
-from cornstarch.models.multimodal_language_model import anatomy, checkpointing, freezing, quantized, routing
+from cornstarch.models.multimodal_language_model import anatomy, checkpointing, freezing, manifest, quantized, routing
 from cornstarch.models.multimodal_language_model.configuration import MultimodalConfig
 from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
 
@@ -80,6 +80,16 @@ class Composition(PreTrainedModel):  # type: ignore[misc]
             parts[f"{key}_encoder"] = encoder.encoder_modules
             parts[f"{key}_projector"] = encoder.projector_modules
         return {**parts, "language_model": self.language_modules}
+
+    @property
+    def manifest(self) -> dict[str, dict[str, Any]]:
+        """Where each part came from: `path`, `revision` (the commit where it is known), `class`, and `part_of`.
+
+        `part_of` is the class of the model that a part was taken out of. Of a part that was made here all but the class
+        are None.
+        """
+        origin = getattr(self, "origin", None)
+        return manifest.of({name: part for name, (part, *_) in self.parts.items()}, origin)
 
     @property
     def language_modules(self) -> list[nn.Module]:
@@ -300,7 +310,9 @@ class Composition(PreTrainedModel):  # type: ignore[misc]
         """
         options = {**(gradient_checkpointing_kwargs or {}), **kwargs}
         for encoder in self._modal_encoders.values():
-            checkpointing.enable(encoder.module, **options)
+            for part in (encoder.module, encoder.projector):
+                if part is not None:
+                    checkpointing.enable(part, **options)
         checkpointing.enable(self.language_model, **options)
 
     def gradient_checkpointing_disable(self) -> None:

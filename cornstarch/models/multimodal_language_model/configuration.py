@@ -11,24 +11,31 @@ from transformers.activations import ACT2CLS
 from cornstarch.errors import ArgumentError, CheckpointError
 from cornstarch.models.multimodal_language_model import anatomy, library
 
-PROJECTION_TYPES = ("linear", "mlp", "identity")
+PROJECTION_TYPES = ("linear", "mlp", "identity", "resampler")
+# What only some types take, and what it is where it is left out.
+_OWN_ARGUMENTS = {"resampler": {"queries": 64, "layers": 2, "heads": 8}}
 
 
 class MultimodalProjectorConfig:
     """How features of an encoder become vectors of the language model's embedding space.
 
     `linear` is one `nn.Linear`; `mlp` is linear, activation, linear (LLaVA-1.5, https://arxiv.org/abs/2310.03744);
-    `identity` is nothing at all, for an encoder that yields vectors of the embedding's width already.
+    `identity` is nothing at all, for an encoder that yields vectors of the embedding's width already. `resampler` makes
+    a fixed number of features of however many rows an input has (Flamingo, https://arxiv.org/abs/2204.14198).
 
     Args:
         encoder_config: the encoder's config (or a dict with `hidden_size`), from which the input width is read.
         text_config: the language model's config (or a dict with `hidden_size`), from which the output width is read.
-        projection_type: `"linear"`, `"mlp"` or `"identity"`.
-        activation: a name in `transformers.activations.ACT2CLS`; used by `mlp`.
+        projection_type: `"linear"`, `"mlp"`, `"identity"` or `"resampler"`.
+        activation: a name in `transformers.activations.ACT2CLS`; used by `mlp` and `resampler`.
         bias: whether the linear layers of `linear` and `mlp` have one.
+        queries: of `resampler`: features of each input; 64 if left out.
+        layers: of `resampler`: how many times its queries attend to the rows; 2 if left out.
+        heads: of `resampler`: heads of that attention, which divide the encoder's width; 8 if left out.
 
     Raises:
-        ArgumentError: for an unknown `projection_type` or `activation`; the message lists the known ones.
+        ArgumentError: for an unknown `projection_type` or `activation`; the message lists the known ones. And for an
+            argument that the type does not take.
     """
 
     def __init__(
@@ -39,6 +46,9 @@ class MultimodalProjectorConfig:
         activation: str = "gelu",
         *,
         bias: bool = True,
+        queries: int | None = None,
+        layers: int | None = None,
+        heads: int | None = None,
     ) -> None:
         if projection_type not in PROJECTION_TYPES:
             raise ArgumentError(
@@ -50,7 +60,12 @@ class MultimodalProjectorConfig:
         self.text_config = text_config
         self.projection_type = projection_type
         self.activation = activation
+        if not bias and projection_type not in ("linear", "mlp"):
+            raise ArgumentError(f"a {projection_type} projector has no linear layers whose bias could be left out")
         self.bias = bias
+        self.queries, self.layers, self.heads = _own_arguments(
+            projection_type, {"queries": queries, "layers": layers, "heads": heads}
+        )
 
     @property
     def in_features(self) -> int:
@@ -78,7 +93,23 @@ class MultimodalProjectorConfig:
             "projection_type": self.projection_type,
             "activation": self.activation,
             "bias": self.bias,
+            **self.own_arguments,
         }
+
+    @property
+    def own_arguments(self) -> dict[str, int]:
+        """The arguments that not every type takes, as far as this type takes them."""
+        return {name: getattr(self, name) for name in _OWN_ARGUMENTS.get(self.projection_type, ())}
+
+
+def _own_arguments(projection_type: str, given: Mapping[str, int | None]) -> list[int | None]:
+    """The values of arguments that only some types take, in their order; None where the type does not take them."""
+    defaults = _OWN_ARGUMENTS.get(projection_type, {})
+    for name, value in given.items():
+        if value is not None and name not in defaults:
+            takers = [known for known, names in _OWN_ARGUMENTS.items() if name in names]
+            raise ArgumentError(f"a {projection_type} projector takes no {name}; it is for {', '.join(takers)} only")
+    return [defaults.get(name) if value is None else value for name, value in given.items()]
 
 
 class TransformersProjectorConfig:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from cornstarch.errors import ArgumentError
 from cornstarch.models.multimodal_language_model import anatomy, callbacks, freezing
@@ -152,6 +153,8 @@ class ModalEncoderModule(nn.Module):
         if self.preprocess_callback is not None:
             inputs = self.preprocess_callback(inputs)
         output = self._encode(inputs)
+        if callbacks.takes_lists(self.postprocess_module_callback):
+            output = _apart(freezing.unwrap(self.module), output, inputs)
         if self.postprocess_module_callback is not None:
             output = self.postprocess_module_callback(inputs, output)
         return self.project(output, inputs)
@@ -172,10 +175,16 @@ class ModalEncoderModule(nn.Module):
         encoder, inputs = freezing.unwrap(self.module), dict(inputs or {})
         width = None if self.projector is None else self.projector.widths[0]
         hidden = anatomy.hidden_states(encoder, output, width)
-        counts = None
+        counts, mask = None, None
         if isinstance(hidden, Tensor):
             hidden, counts = _counted(encoder, inputs, hidden)
-        features = [self._project(h) for h in hidden] if isinstance(hidden, list) else self._project(hidden)
+        if self.projector is not None and self.projector.takes_mask:
+            hidden, mask = self._whole_inputs(hidden, counts, inputs)
+            counts = None  # of rows, which are no features
+        if isinstance(hidden, list):
+            features: Any = [self._project(rows) for rows in hidden]
+        else:
+            features = self._project(hidden, mask)
         if self.postprocess_projector_callback is not None:
             features = self.postprocess_projector_callback(inputs, features)
         if isinstance(features, tuple):
@@ -191,15 +200,44 @@ class ModalEncoderModule(nn.Module):
         encoder = freezing.unwrap(self.module)
         names = anatomy.forward_arguments(encoder).names
         unwanted = set(self.additional_args) - set(names)
-        dtype = anatomy.parameter_dtype(encoder)
-        arguments = {name: _cast(value, dtype) for name, value in inputs.items() if name not in unwanted}
+        dtype = anatomy.input_dtype(encoder)
+        arguments = {name: cast(value, dtype) for name, value in inputs.items() if name not in unwanted}
         tracked = any(isinstance(value, Tensor) and value.requires_grad for value in arguments.values())
         # Hooks of others (input gradients for checkpointing) would start a graph in a frozen encoder.
         free = freezing.is_frozen(self.module) and not tracked
         with torch.no_grad() if free else nullcontext():
             return freezing.run(self.module, arguments)
 
-    def _project(self, hidden: Tensor) -> Any:
+    def _whole_inputs(
+        self, hidden: Rows, counts: list[int] | None, inputs: Mapping[str, Any]
+    ) -> tuple[Rows, Tensor | None]:
+        """Rows (N, T, E) for a projector that takes an input as a whole, and where they are no padding (N, T).
+
+        None stands for a mask that is True everywhere.
+        """
+        if isinstance(hidden, Tensor) and hidden.dim() == 2:
+            if counts is None and not self._has_one_row_each(hidden, inputs):
+                name = type(freezing.unwrap(self.module)).__name__
+                raise ArgumentError(
+                    f"the projector takes each input as a whole, but {name} packs its inputs and nothing tells which "
+                    "rows belong to which: let a postprocess_module_callback return a list with one (rows, width) "
+                    "tensor per input"
+                )
+            hidden = list(torch.split(hidden, counts or 1))
+        if isinstance(hidden, list):
+            counts = [rows.shape[0] for rows in hidden]
+            hidden = pad_sequence(hidden, batch_first=True) if hidden else hidden
+        if counts is None or isinstance(hidden, list) or all(count == hidden.shape[1] for count in counts):
+            return hidden, None
+        places = torch.arange(hidden.shape[1], device=hidden.device)
+        return hidden, places < torch.tensor(counts, device=hidden.device)[:, None]
+
+    def _has_one_row_each(self, rows: Tensor, inputs: Mapping[str, Any]) -> bool:
+        """Whether rows (M, width) are one of each input."""
+        main = inputs.get(anatomy.main_input_name(freezing.unwrap(self.module)))
+        return isinstance(main, Tensor) and main.shape[0] == rows.shape[0]
+
+    def _project(self, hidden: Tensor, mask: Tensor | None = None) -> Any:
         if self.projector is None:
             raise ArgumentError("this encoder has no projector yet: build a MultimodalModel with it, or pass one")
         wanted, found = self.projector.widths[0], hidden.shape[-1]
@@ -207,16 +245,14 @@ class ModalEncoderModule(nn.Module):
             raise ArgumentError(
                 f"the projector takes width {wanted}, the encoder (and its callback) gave width {found}"
             )
-        return self.projector(_cast(hidden, anatomy.parameter_dtype(self.projector)))
+        further = {} if mask is None else {"mask": mask}
+        return self.projector(cast(hidden, anatomy.parameter_dtype(self.projector)), **further)
 
     def _by_input(self, features: Tensor, hidden: Rows, counts: list[int] | None, inputs: Mapping[str, Any]) -> Rows:
         """Tell inputs apart where the features do not show it: trim padding, split what was packed."""
         if counts is not None and isinstance(hidden, Tensor) and features.shape[:-1] == hidden.shape[:-1]:
-            if features.dim() == 2:
-                return list(torch.split(features, counts))
-            return [rows[:count] for rows, count in zip(features, counts, strict=True)]
-        main = inputs.get(anatomy.main_input_name(freezing.unwrap(self.module)))
-        if features.dim() == 2 and isinstance(main, Tensor) and main.shape[0] == features.shape[0]:
+            return _split(features, counts)
+        if features.dim() == 2 and self._has_one_row_each(features, inputs):
             return features.unsqueeze(1)  # one vector an input
         return features
 
@@ -239,8 +275,32 @@ def _counted(encoder: nn.Module, inputs: Mapping[str, Any], hidden: Tensor) -> t
     return hidden, counts if any(count < hidden.shape[1] for count in counts) else None
 
 
-def _cast(value: Any, dtype: torch.dtype | None) -> Any:
-    """A floating-point tensor in the dtype of the weights it meets; under autocast PyTorch sees to that itself."""
+def _apart(encoder: nn.Module, output: Any, inputs: Mapping[str, Any]) -> Any:
+    """What an encoder returned, as a list with the rows of each input where these are padded or packed."""
+    hidden = anatomy.hidden_states(encoder, output)
+    if isinstance(hidden, list):
+        return hidden
+    hidden, counts = _counted(encoder, inputs, hidden)
+    return output if counts is None else _split(hidden, counts)
+
+
+def _split(rows: Tensor, counts: list[int]) -> list[Tensor]:
+    """The rows of each input: packed (M, width), or padded (N, T, width)."""
+    if rows.dim() == 2:
+        return list(torch.split(rows, counts))
+    return [one[:count] for one, count in zip(rows, counts, strict=True)]
+
+
+def cast(value: Any, dtype: torch.dtype | None) -> Any:
+    """A floating-point tensor in the dtype of the weights it meets; under autocast PyTorch sees to that itself.
+
+    Args:
+        value: anything; what is no such tensor stays as it is.
+        dtype: of the weights; None leaves the value as it is.
+
+    Returns:
+        The value.
+    """
     if dtype is None or not isinstance(value, Tensor) or not value.is_floating_point():
         return value
     device = value.device.type

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cornstarch.errors import ArgumentError, MediaError
 from cornstarch.models.multimodal_language_model import anatomy, freezing, library
 from cornstarch.models.multimodal_language_model.anatomy import Rows
+from cornstarch.models.multimodal_language_model.configuration import MultimodalProjectorConfig
 from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
 
 Inputs = dict[str, Any]
@@ -83,6 +84,33 @@ class FeatureCounter:
             )
         return alone
 
+    def count_runs(self, encoder: ModalEncoderModule, inputs: Inputs, runs: list[int]) -> list[list[int]]:
+        """Features of each run of each input, where an input is several pictures, in the order of runs.
+
+        Args:
+            encoder: the encoder module.
+            inputs: its arguments, with one entry along the first axis for each picture.
+            runs: how many pictures each input is.
+
+        Returns:
+            For each input, one count per run.
+
+        Raises:
+            ArgumentError: if the encoder yields features for another number of pictures.
+        """
+        number = sum(runs)
+        if all(value.shape[:1] == (number,) for value in _tensors(inputs).values()):
+            counts = [sum(self._remember(encoder, _slice(inputs, index, number), 1)) for index in range(number)]
+        else:
+            counts = self._remember(encoder, inputs, number)
+        if len(counts) != number:
+            raise ArgumentError(
+                f"{type(freezing.unwrap(encoder.module)).__name__} yields features for {len(counts)} pictures, the "
+                f"text of the inputs has {number}; say how many each takes with num_feature_calculation_funcs"
+            )
+        rest = iter(counts)
+        return [[next(rest) for _ in range(run)] for run in runs]
+
     def _remember(self, encoder: ModalEncoderModule, inputs: Inputs, number: int) -> list[int]:
         parts, state = [*encoder.modules(), *_callbacks(encoder)], _state_after_encoder(encoder)
         same = len(parts) == len(self._parts) and all(a is b for a, b in zip(parts, self._parts, strict=True))
@@ -106,6 +134,8 @@ def _by_arithmetic(encoder: ModalEncoderModule, inputs: Inputs, number: int) -> 
         return None
     if encoder.projector is None or encoder.projector.is_custom:
         return None
+    if not isinstance(encoder.projector.config, MultimodalProjectorConfig):
+        return None  # one of transformers' own may pool
     module = freezing.unwrap(encoder.module)
     if type(encoder).forward is not ModalEncoderModule.forward or not library.is_found(type(module)):
         return None  # somebody's own class, whatever its config says
@@ -115,13 +145,19 @@ def _by_arithmetic(encoder: ModalEncoderModule, inputs: Inputs, number: int) -> 
     for known in (anatomy.packed_feature_counts(module, inputs), anatomy.padded_feature_counts(module, inputs)):
         if known is not None and len(known) == number:
             _check_length(module, inputs, known)
-            return known
+            return _after_projector(encoder, known)
     main = inputs.get(anatomy.main_input_name(module))
     config = getattr(module, "config", None)
     rule = _ARITHMETIC.get(getattr(config, "model_type", ""))
     if rule is None or not isinstance(main, Tensor) or main.shape[0] != number:
         return None
-    return [rule(config, main)] * number
+    return _after_projector(encoder, [rule(config, main)] * number)
+
+
+def _after_projector(encoder: ModalEncoderModule, rows: list[int]) -> list[int]:
+    assert encoder.projector is not None, "the caller saw it"
+    features = encoder.projector.features_per_input
+    return rows if features is None else [features] * len(rows)
 
 
 def _check_length(module: nn.Module, inputs: Inputs, counts: list[int]) -> None:

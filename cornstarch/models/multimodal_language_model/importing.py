@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from cornstarch.errors import ArgumentError, MissingFileError
-from cornstarch.models.multimodal_language_model import library, shapes
+from cornstarch.models.multimodal_language_model import library, manifest, shapes
 from cornstarch.models.multimodal_language_model.backbone import BackboneWithHead
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
 from cornstarch.models.multimodal_language_model.shapes import Shape
@@ -66,7 +66,10 @@ def from_hugging_face(name_or_path: str | Path, **kwargs: Any) -> MultimodalMode
     if cls is None:
         raise ArgumentError(f"{name_or_path} holds a {config.model_type!r}, which is no multimodal language model")
     model = take_apart(cls.from_pretrained(name_or_path, **kwargs))
-    model.origin = {**(model.origin or {}), "path": str(name_or_path), "revision": kwargs.get("revision")}
+    commit = getattr(config, "_commit_hash", None)
+    model.origin = {**(model.origin or {}), "path": str(name_or_path), "revision": commit or kwargs.get("revision")}
+    for part, *_ in model.parts.values():
+        manifest.record(part, name_or_path, config, kwargs.get("revision"))
     return model
 
 

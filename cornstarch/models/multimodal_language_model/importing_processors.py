@@ -1,15 +1,16 @@
 """6c. In from Hugging Face: the processor that belongs to a model that was taken apart."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import AutoTokenizer
 from transformers.utils import cached_file
 
 from cornstarch.errors import ArgumentError
 from cornstarch.models.multimodal_language_model import parts
+from cornstarch.models.multimodal_language_model.input_rules import FramedPictures, InputRule, TiledPictures
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
 from cornstarch.models.multimodal_language_model.processing import MultimodalProcessor
 
@@ -22,6 +23,76 @@ _FILES = (
     "chat_template.json",
 )
 _WHERE = ("cache_dir", "local_files_only", "revision", "token")
+
+
+class _Known(NamedTuple):
+    """What a processor's rules are made of: its tokenizer, and the token of the id that marks features."""
+
+    tokenizer: Any
+    token: str
+
+    def named(self, name: str, otherwise: str) -> str:
+        """The special token that the tokenizer has under a name of its own."""
+        found = getattr(self.tokenizer, name, None)
+        return found if isinstance(found, str) else otherwise
+
+
+class _Marked(NamedTuple):
+    """The mark that texts for the original's processor have for an input, and the rule, if more is done."""
+
+    mark: str
+    rule: InputRule | None = None
+
+
+def _repeated(known: _Known) -> _Marked:
+    return _Marked(known.token)
+
+
+def _tiles(known: _Known) -> _Marked:
+    return _Marked(known.token, InputRule(arguments={"do_pad": True}, nested="as_given"))
+
+
+def _framed(known: _Known) -> _Marked:
+    """Crops are made only if the caller, or the image processor's settings, say so."""
+    start, end = known.named("boi_token", "<start_of_image>"), known.named("eoi_token", "<end_of_image>")
+    text = FramedPictures(
+        before=f"\n\n{start}",
+        after=f"{end}\n\n",
+        whole="Here is the original image ",
+        crops=" and here are some crops to help you see better ",
+        between=" ",
+    )
+    arguments = {
+        "do_convert_rgb": True,
+        "do_pan_and_scan": False,
+        "pan_and_scan_min_crop_size": 256,
+        "pan_and_scan_max_num_crops": 4,
+        "pan_and_scan_min_ratio_to_activate": 1.2,
+    }
+    return _Marked(start, InputRule(arguments=arguments, text=text, token=known.token))
+
+
+def _tiled(known: _Known) -> _Marked:
+    text = TiledPictures(
+        edge=known.named("fake_image_token", "<fake_token_around_image>"),
+        tile="<row_{row}_col_{column}>",
+        whole=known.named("global_image_token", "<global-img>"),
+    )
+    return _Marked(known.token, InputRule(arguments={"return_row_col_info": True}, nested="always", text=text))
+
+
+def _masked(known: _Known) -> _Marked:
+    arguments = {"return_attention_mask": True, "padding": "max_length"}
+    return _Marked(known.token, InputRule(arguments=arguments, renamed={"attention_mask": "feature_attention_mask"}))
+
+
+# By the name of the model's shape, what its processor does beside repeating a mark.
+_RULES: dict[str, Callable[[_Known], _Marked]] = {
+    "tiles": _tiles,
+    "features_see_each_other": _framed,
+    "shuffled_pixels": _tiled,
+    "sounds": _masked,
+}
 
 
 def from_hugging_face(
@@ -43,14 +114,17 @@ def from_hugging_face(
     template = chat_template(files)
     if template is not None:
         tokenizer.chat_template = template
-    mark = tokenizer.convert_ids_to_tokens(model.modality_token_ids[key])
-    if not isinstance(mark, str):
+    token = tokenizer.convert_ids_to_tokens(model.modality_token_ids[key])
+    if not isinstance(token, str):
         raise ArgumentError(
             f"{name_or_path}: its tokenizer has no token of the id {model.modality_token_ids[key]}, which marks an "
             "input in the model's config"
         )
+    make = _RULES.get(origin["shape"], _repeated)
+    mark, rule = make(_Known(tokenizer, token))
     processors = {key: parts.load_processor(encoder.module, name_or_path, **kwargs)}
-    processor = cls(processors, tokenizer, model, predefined_tokens={key: mark})
+    rules = {key: rule} if rule is not None else None
+    processor = cls(processors, tokenizer, model, predefined_tokens={key: mark}, rules=rules)
     processor.origin_files = files
     return processor
 
@@ -89,3 +163,20 @@ def chat_template(files: Mapping[str, str]) -> Any:
         if found is not None:
             return found
     return None
+
+
+def with_template(files: Mapping[str, str], template: str) -> dict[str, str]:
+    """A processor's files with another chat template.
+
+    Args:
+        files: name to contents.
+        template: in the place of theirs.
+
+    Returns:
+        The files; those without a template stay as they are.
+    """
+    made = {name: contents for name, contents in files.items() if name != "chat_template.json"}
+    config = json.loads(made.get("processor_config.json", "{}"))
+    if config.pop("chat_template", None) is not None:
+        made["processor_config.json"] = json.dumps(config, indent=2) + "\n"
+    return {**made, "chat_template.jinja": template}

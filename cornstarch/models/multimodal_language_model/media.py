@@ -47,16 +47,16 @@ class Media:
         items = [self.items[index] for index in kept]
         return replace(self, items=items, per_sample=per_sample if self.per_sample is not None else None)
 
-    def arguments(self) -> dict[str, Any]:
-        """The processor's arguments, media flat."""
-        return {**self.options, self.argument: list(self.items)}
+    def arguments(self, per_sample: Sequence[int] | None = None) -> dict[str, Any]:
+        """The processor's arguments, media flat, or in a list for every sample with so many of them."""
+        if per_sample is None:
+            return {**self.options, self.argument: list(self.items)}
+        rest = iter(self.items)
+        return {**self.options, self.argument: [[next(rest) for _ in range(count)] for count in per_sample]}
 
     def as_given(self) -> dict[str, Any]:
         """The processor's arguments, media flat or nested as the caller gave them."""
-        if self.per_sample is None:
-            return self.arguments()
-        rest = iter(self.items)
-        return {**self.options, self.argument: [[next(rest) for _ in range(count)] for count in self.per_sample]}
+        return self.arguments(self.per_sample)
 
 
 def media_argument(processor: Any) -> str:

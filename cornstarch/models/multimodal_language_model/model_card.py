@@ -51,12 +51,9 @@ def origins(model: MultimodalModel) -> list[str]:
 
 
 def _origin(model: MultimodalModel, part: str) -> str | None:
-    """Where a part came from, by the word of its config, else by the model's."""
-    config = getattr(freezing.unwrap(model.parts[part][0]), "config", None)
-    for found in (getattr(config, "_name_or_path", None), origin_of(model).get("path")):
-        if isinstance(found, str) and is_on_the_hub(found):
-            return found
-    return None
+    """The name on the hub of what a part came from."""
+    sources = (entry["path"] for name, entry in model.manifest.items() if name.partition(".")[0] == part)
+    return next((path for path in sources if path is not None and is_on_the_hub(path)), None)
 
 
 def is_on_the_hub(name: str) -> bool:

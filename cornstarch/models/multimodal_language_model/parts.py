@@ -26,8 +26,9 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from cornstarch.errors import ArgumentError, MissingFileError
-from cornstarch.models.multimodal_language_model import anatomy, freezing
+from cornstarch.models.multimodal_language_model import anatomy, freezing, manifest
 from cornstarch.models.multimodal_language_model.backbone import BackboneWithHead, is_backbone, with_head
+from cornstarch.models.multimodal_language_model.projector_loading import load_projector as load_projector
 
 # By the encoder's main input: who reads its processor's settings.
 _PROCESSORS = {
@@ -109,6 +110,14 @@ def load_encoder(key: str, path: str | Path, class_name: str | None = None, **op
         MissingFileError: if there is no such checkpoint.
     """
     config = _read_config(path, options)
+    encoder = _find_encoder(key, path, config, class_name, options)
+    manifest.record(encoder, path, config, options.get("revision"))
+    return encoder
+
+
+def _find_encoder(
+    key: str, path: str | Path, config: PreTrainedConfig, class_name: str | None, options: dict[str, Any]
+) -> Any:
     if class_name is not None:
         return _loaded(find_class(class_name, config), path, options)
     if getattr(config, "is_encoder_decoder", False):
@@ -165,11 +174,12 @@ def load_language_model(path: str | Path, class_name: str | None = None, **optio
     """
     config = _read_config(path, options)
     cls = _language_model_class(config) if class_name is None else find_class(class_name, config)
+    whole = None
     if class_name is None and cls is AutoModelForCausalLM and type(config) not in cls._model_mapping:
         whole = next((auto for auto in _WITH_ALL_PARTS if type(config) in auto._model_mapping), None)
-        if whole is not None:
-            return language_model_of(_loaded(whole, path, options))
-    return _loaded(cls, path, options)
+    loaded = _loaded(cls, path, options) if whole is None else language_model_of(_loaded(whole, path, options))
+    manifest.record(loaded, path, config, options.get("revision"))
+    return loaded
 
 
 def language_model_of(whole: PreTrainedModel) -> Any:

@@ -6,6 +6,7 @@
     {part}/config.json                   each part's own Hugging Face config
     language_model/generation_config.json
     {part}/adapters/{name}/adapter_config.json   PEFT's own description of each adapter
+    {part}/encoders/{name}/              the same of each encoder that is concatenated in a part
 
 `{part}` is `{key}_encoder` or `language_model`. Nothing is pickled, and no code that a file names is run.
 """
@@ -30,7 +31,16 @@ from transformers.dynamic_module_utils import custom_object_save, get_class_from
 
 from cornstarch import _files
 from cornstarch.errors import ArgumentError, CheckpointError, MissingFileError
-from cornstarch.models.multimodal_language_model import anatomy, callbacks, freezing, library, quantized, weightless
+from cornstarch.models.multimodal_language_model import (
+    anatomy,
+    callbacks,
+    freezing,
+    library,
+    manifest,
+    quantized,
+    weightless,
+)
+from cornstarch.models.multimodal_language_model.concatenation import ConcatenatedEncoders
 from cornstarch.models.multimodal_language_model.configuration import projector_config
 from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
@@ -67,6 +77,7 @@ def save(
             "preprocess_llm_callback": _describe_callback(model.preprocess_llm_callback),
             "modality_token_ids": model.modality_token_ids,
             "origin": model.origin,
+            "manifest": model.manifest,
             "trainable": {name: _describe_trainable(part) for name, part in _units(model)},
             "aliases": aliases,
         }
@@ -146,6 +157,11 @@ def _describe_part(part: nn.Module, folder: Path) -> dict[str, Any]:
         if generation is not None and base.can_generate():
             generation.save_pretrained(folder)
         description["left_out"] = anatomy.left_out_modules(base)
+    if type(base) is ConcatenatedEncoders:
+        description["concatenated"] = {
+            name: _describe_part(encoder, folder / "encoders" / name) for name, encoder in base.encoders.items()
+        }
+        description["arguments"] = {"skip_first": base.skip_first, "layers": base.layers}
     adapters = freezing.adapter_configs(part)
     for name, config in adapters.items():
         _check_adapter_name(name)
@@ -241,6 +257,7 @@ def _load(
     model = cls(encoders, language_model, callback)
     _read_weights(model, folder, description, wanted)
     model.origin = description.get("origin")
+    manifest.restore({name: part for name, (part, *_) in model.parts.items()}, description.get("manifest", {}))
     if description["modality_token_ids"]:
         model.set_modality_token_ids(description["modality_token_ids"])
     for name, part in _units(model):
@@ -253,10 +270,9 @@ def _load(
 
 def _check_custom_objects(description: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Name everything of the caller's own that was not given again, at once."""
-    needed = {}
+    needed: dict[str, str] = {}
     for key, entry in description["encoders"].items():
-        if not entry["class"].startswith("transformers.") and not entry.get("remote_code"):
-            needed[f"{key}_encoder.module"] = entry["class"]
+        needed |= _own_classes(f"{key}_encoder.module", entry)
         if entry["projector"] is None:
             needed[f"{key}_encoder.projector"] = "a projector"
         for name in _CALLBACK_NAMES:
@@ -272,6 +288,15 @@ def _check_custom_objects(description: Mapping[str, Any], given: Mapping[str, An
             f"this model was saved with objects of the caller's own, which are not saved: {listed}. Give them again: "
             f"from_pretrained(..., custom_objects={{{next(iter(missing))!r}: ...}})"
         )
+
+
+def _own_classes(place: str, entry: Mapping[str, Any]) -> dict[str, str]:
+    """Classes of the caller's own, by their places in the model."""
+    if "concatenated" in entry:
+        inner = [_own_classes(_inside(place, entry, name), one) for name, one in entry["concatenated"].items()]
+        return {name: cls for found in inner for name, cls in found.items()}
+    known = entry["class"].startswith("transformers.") or entry.get("remote_code")
+    return {} if known else {place: entry["class"]}
 
 
 def _build_encoder(
@@ -300,7 +325,7 @@ def _build_callback(place: str, entry: Mapping[str, Any] | None, custom_objects:
 def _saved_elements(folder: Path, description: Mapping[str, Any]) -> dict[str, int]:
     """How many numbers the files hold for each weight, by their headers alone."""
     elements: dict[str, int] = {}
-    for path in _weight_files(folder, description["weight_files"]):
+    for path in weight_files(folder, description["weight_files"]):
         with _opened(path) as file:
             elements |= {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     return elements | {alias: elements.get(kept, 0) for alias, kept in description["aliases"].items()}
@@ -332,6 +357,8 @@ def _build_part(
 ) -> nn.Module:
     """An encoder or a language model without its weights, adapters in place."""
     part = custom_objects.get(custom or place)
+    if part is None and "concatenated" in entry:
+        part = _build_concatenated(place, entry, folder, custom_objects, options, custom or place)
     if part is not None:
         return _adapted(part, entry, folder / place)
     cls = _part_class(place, entry, folder, options["trust_remote_code"])
@@ -365,6 +392,32 @@ def _adapted(part: nn.Module, entry: Mapping[str, Any], folder: Path) -> nn.Modu
         return part
     adapters = _adapter_folders(folder, entry["adapters"])
     return freezing.wrap(part, adapters, entry["active_adapters"], entry["adapters_inside"])
+
+
+def _build_concatenated(
+    place: str,
+    entry: Mapping[str, Any],
+    folder: Path,
+    custom_objects: Mapping[str, Any],
+    options: Mapping[str, Any],
+    module: str,
+) -> ConcatenatedEncoders:
+    for name in entry["concatenated"]:
+        if not name.isidentifier():
+            raise CheckpointError(f"{place} has an encoder called {name!r}, which is no identifier")
+    encoders = {
+        name: _build_part(
+            f"{place}/encoders/{name}", inner, folder, custom_objects, options, custom=_inside(module, entry, name)
+        )
+        for name, inner in entry["concatenated"].items()
+    }
+    return ConcatenatedEncoders(encoders, **entry["arguments"])
+
+
+def _inside(place: str, entry: Mapping[str, Any], name: str) -> str:
+    """The place in the model of an encoder concatenated at a place, below a wrapper of PEFT's if there is one."""
+    wrapped = ".base_model.model" if entry["adapters"] and not entry["adapters_inside"] else ""
+    return f"{place}{wrapped}.encoders.{name}"
 
 
 def _check_adapter_name(name: str) -> None:
@@ -403,8 +456,8 @@ def _read_weights(
     """Give every parameter and buffer its saved value, one file at a time; tied ones become one tensor again."""
     expected = set(model.state_dict())
     seen: set[str] = set()
-    for path in _weight_files(folder, description["weight_files"]):
-        tensors = {name: _copied(tensor, dtype) for name, tensor in _mapped_tensors(path)}
+    for path in weight_files(folder, description["weight_files"]):
+        tensors = {name: copied(tensor, dtype) for name, tensor in mapped_tensors(path)}
         strange = sorted(tensors.keys() - expected)
         if strange:
             raise CheckpointError(
@@ -443,8 +496,8 @@ def load_weights(model: MultimodalModel, directory: Path) -> None:
     mine = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     places = model.state_dict().keys()
     seen: set[str] = set()
-    for path in _weight_files(folder, description["weight_files"]):
-        for name, value in _mapped_tensors(path):
+    for path in weight_files(folder, description["weight_files"]):
+        for name, value in mapped_tensors(path):
             seen.add(name)
             target = mine.get(name)
             if target is None or (target.is_floating_point() and target.shape != value.shape):
@@ -462,14 +515,15 @@ def _tensor_at(model: nn.Module, name: str) -> Any:
     return getattr(model.get_submodule(owner), leaf)
 
 
-def _weight_files(folder: Path, names: list[str]) -> list[Path]:
+def weight_files(folder: Path, names: list[str]) -> list[Path]:
+    """The files with weights that a saved model's description names."""
     for name in names:
         if _WEIGHT_FILE.fullmatch(name) is None:
             raise CheckpointError(f"{folder / _CONFIG} names {name!r}, which is no file of a saved model")
     return [folder / name for name in names]
 
 
-def _mapped_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+def mapped_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """Names and values of a file's tensors, mapped from it: to be copied, for the file may not stay as it is."""
     with _opened(path) as file:
         for name in file.keys():  # noqa: SIM118 - no mapping
@@ -487,6 +541,6 @@ def _opened(path: Path) -> Iterator[Any]:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
-def _copied(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+def copied(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """A copy in memory of its own: where a file is mapped, addresses change what a matrix product rounds to."""
     return tensor.to(dtype if tensor.is_floating_point() else None, copy=True)

@@ -1,32 +1,38 @@
 """1. The processor: text and media -> `input_ids` and encoder inputs, so that text and model agree on positions."""
 
 import difflib
-import functools
 import inspect
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, BatchFeature, FeatureExtractionMixin, PreTrainedTokenizerBase
-from transformers.image_processing_base import ImageProcessingMixin
+from transformers import BatchFeature, PreTrainedTokenizerBase
 
-from cornstarch import _files
-from cornstarch.errors import ArgumentError, CheckpointError, MissingFileError, UnknownArgumentError
-from cornstarch.models.multimodal_language_model import library, media, routing
+from cornstarch.errors import ArgumentError, UnknownArgumentError
+from cornstarch.models.multimodal_language_model import chat_templates, media, processor_files, routing
+from cornstarch.models.multimodal_language_model import text as texts
+from cornstarch.models.multimodal_language_model.concatenated_processing import ConcatenatedProcessor
 from cornstarch.models.multimodal_language_model.feature_counts import FeatureCounter
+from cornstarch.models.multimodal_language_model.input_rules import InputRule
 from cornstarch.models.multimodal_language_model.limits import MediaLimits
 from cornstarch.models.multimodal_language_model.media import Media
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
 from cornstarch.models.multimodal_language_model.text import Samples
 
 CountFunction = Callable[[dict[str, Any], Any], int | list[int] | list[list[int]]]
-_FILE = "multimodal_processor.json"
-_FORMAT = 1
+_PLAIN = InputRule()
+
+
+class _Encoded(NamedTuple):
+    """An encoder's arguments, how many features each run of each input yields, and the text of each, if it has one."""
+
+    tensors: dict[str, Any]
+    counts: list[list[int]]
+    texts: list[str] | None
 
 
 class MultimodalProcessor:
@@ -43,6 +49,7 @@ class MultimodalProcessor:
             given and returned, to an int (the same for every input), a list (per input) or a list of lists (per
             sample). A key without one is counted by asking the model.
         predefined_tokens: modality key to the mark to use instead of `<key>`.
+        rules: modality key to how its inputs are processed and written, where that is more than a mark for each.
 
     Attributes:
         origin_files: name to contents of the text files of the Hugging Face processor that this one was made of; saved
@@ -61,11 +68,13 @@ class MultimodalProcessor:
         model: MultimodalModel,
         num_feature_calculation_funcs: Mapping[str, CountFunction] | None = None,
         predefined_tokens: Mapping[str, str] | None = None,
+        rules: Mapping[str, InputRule] | None = None,
     ) -> None:
         for name, keys in (
             ("encoder_processors", encoder_processors),
             ("num_feature_calculation_funcs", num_feature_calculation_funcs or {}),
             ("predefined_tokens", predefined_tokens or {}),
+            ("rules", rules or {}),
         ):
             unknown = [key for key in keys if key not in model.encoders]
             if unknown:
@@ -80,19 +89,21 @@ class MultimodalProcessor:
         self.llm_tokenizer = llm_tokenizer
         self.num_feature_calculation_funcs = dict(num_feature_calculation_funcs or {})
         self.tokens = {key: (predefined_tokens or {}).get(key, f"<{key}>") for key in model.encoders}
+        self.rules = {key: (rules or {}).get(key, _PLAIN) for key in model.encoders}
+        self.feature_tokens = {key: self.rules[key].token or token for key, token in self.tokens.items()}
         taken = {llm_tokenizer.pad_token, llm_tokenizer.bos_token, llm_tokenizer.eos_token, llm_tokenizer.unk_token}
-        for key, token in self.tokens.items():
+        for key, token in (*self.tokens.items(), *self.feature_tokens.items()):
             if not isinstance(token, str) or not token.strip() or token in taken:
                 raise ArgumentError(f"predefined_tokens[{key!r}] must be a token of its own, found {token!r}")
-        if len(set(self.tokens.values())) != len(self.tokens):
+        if any(len(set(names.values())) != len(names) for names in (self.tokens, self.feature_tokens)):
             raise ArgumentError(f"every modality needs a mark of its own, found {self.tokens}")
         self.origin_files: dict[str, str] = {}
         self.media_limits = MediaLimits()
         self._model = model
         self._counters = {key: FeatureCounter() for key in model.encoders}
-        _add_special_tokens(llm_tokenizer, list(self.tokens.values()))
+        _add_special_tokens(llm_tokenizer, list(self.feature_tokens.values()))
         self.token_ids: dict[str, int] = {
-            key: int(llm_tokenizer.convert_tokens_to_ids(token)) for key, token in self.tokens.items()
+            key: int(llm_tokenizer.convert_tokens_to_ids(token)) for key, token in self.feature_tokens.items()
         }
         model.set_modality_token_ids(self.token_ids)
 
@@ -136,24 +147,26 @@ class MultimodalProcessor:
         if return_tensors not in ("pt", "np", None):
             raise ArgumentError(f"return_tensors must be 'pt', 'np' or None, found {return_tensors!r}")
         inputs = self._read_media(encoder_inputs or {}, shared)
-        samples = Samples.tokenize(self.llm_tokenizer, text_options, self.token_ids.values())
+        made = self._written(texts.texts(text_options), inputs)
+        written = {self.tokens[key]: (self.token_ids[key], entry.texts) for key, entry in made.items() if entry.texts}
+        samples = Samples.tokenize(self.llm_tokenizer, text_options, self.token_ids.values(), written)
 
-        tensors: dict[str, dict[str, Any]] = {}
         while True:
-            counts: dict[str, list[int]] = {}
             for key, token in self.tokens.items():
-                media.pair(key, token, inputs.get(key), samples.marks(self.token_ids[key]))
-                if key in inputs and inputs[key].items:
-                    tensors[key], counts[key] = self._encode(key, inputs[key])
-            kept = samples.truncate({self.token_ids[key]: per_input for key, per_input in counts.items()})
-            if all(len(kept[self.token_ids[key]][0]) == len(counts[key]) for key in counts):
+                marks = samples.marks(self.token_ids[key])
+                media.pair(key, token, inputs.get(key), marks)
+                if key in inputs and inputs[key].items and key not in made:
+                    made[key] = self._encode(key, inputs[key], marks)
+            counts = {self.token_ids[key]: entry.counts for key, entry in made.items()}
+            kept = dict(zip(made, samples.truncate(counts).values(), strict=True))
+            if all(len(kept[key][0]) == len(entry.counts) for key, entry in made.items()):
                 break
-            _warn_of_left_out({key: (len(kept[self.token_ids[key]][0]), len(counts[key])) for key in counts})
+            _warn_of_left_out({key: (len(kept[key][0]), len(entry.counts)) for key, entry in made.items()})
             # Inputs fell off the end: what is left may be padded to another size, so it is processed anew.
-            inputs = {key: inputs[key].keep(*kept[self.token_ids[key]]) for key in counts}
-            tensors = {}
-        data = samples.expand({self.token_ids[key]: per_input for key, per_input in counts.items()})
-        return self._batch(data, tensors, return_tensors)
+            inputs = {key: inputs[key].keep(*kept[key]) for key in made}
+            made = {}
+        tensors = {key: entry.tensors for key, entry in made.items()}
+        return self._batch(samples.expand(counts), tensors, return_tensors)
 
     # --- media --------------------------------------------------------------------------------------------------------
 
@@ -176,24 +189,53 @@ class MultimodalProcessor:
             if given is not None
         }
 
-    def _encode(self, key: str, inputs: Media) -> tuple[dict[str, Any], list[int]]:
-        """An encoder's arguments for a batch of inputs, and how many features each input yields."""
-        outputs = self._process(key, inputs.arguments())
-        taken = self._taken(key, outputs)
+    def _written(self, text: list[str], inputs: Mapping[str, Media]) -> dict[str, "_Encoded"]:
+        """Inputs for which texts stand, which their processors' output decides: these run before the tokenizer."""
+        made = {}
+        for key, rule in self.rules.items():
+            if rule.text is None:
+                continue
+            mark, token = self.tokens[key], self.feature_tokens[key]
+            if mark != token and any(token in entry for entry in text):
+                raise ArgumentError(f"the text holds {token!r}, which the processor writes itself: write {mark!r}")
+            marks = media.pair(key, mark, inputs.get(key), [entry.count(mark) for entry in text])
+            if key in inputs and inputs[key].items:
+                made[key] = self._encode(key, inputs[key], marks)
+        return made
+
+    def _encode(self, key: str, inputs: Media, marks: list[int]) -> "_Encoded":
+        """An encoder's arguments for a batch of inputs, how many features each yields, and their texts."""
+        rule, encoder, counter = self.rules[key], self._model._modal_encoders[key], self._counters[key]
+        nesting = rule.nesting(inputs.per_sample, marks)
+        outputs = self._process(key, inputs.arguments(nesting))
+        taken, number = self._taken(key, outputs), len(inputs.items)
+        token = self.feature_tokens[key]
+        written = None if rule.text is None else rule.text(outputs, token, number)
+        runs = [1] * number if written is None else [entry.count(token) for entry in written]
+        if len(runs) != number or not all(runs):
+            raise ArgumentError(
+                f"rules[{key!r}].text must make a text for each of the {number} inputs, with {token!r} in each, found "
+                f"{written!r:.200}"
+            )
         function = self.num_feature_calculation_funcs.get(key)
         if function is not None:
-            counts = _as_counts(key, function(inputs.as_given(), outputs), inputs)
-        else:
+            totals = _as_counts(key, function(inputs.as_given(), outputs), inputs)
+            return _Encoded(taken, [_spread(key, *pair) for pair in zip(totals, runs, strict=True)], written)
+        inner = self._inner(key, taken)
+        if written is not None:
+            if nesting is not None:
+                inner = _one_by_one(inner, nesting, runs)
+            return _Encoded(taken, counter.count_runs(encoder, inner, runs), written)
 
-            def process_one(index: int) -> dict[str, Any]:
-                return self._taken(key, self._process(key, inputs.keep([index], [1]).arguments()))
+        def process_one(index: int) -> dict[str, Any]:
+            return self._taken(key, self._process(key, inputs.keep([index], [1]).arguments()))
 
-            encoder = self._model._modal_encoders[key]
-            counts = self._counters[key].count(encoder, self._inner(key, taken), len(inputs.items), process_one)
-        return taken, counts
+        return _Encoded(taken, [[count] for count in counter.count(encoder, inner, number, process_one)], None)
 
     def _process(self, key: str, arguments: dict[str, Any]) -> Any:
-        return self.encoder_processors[key](**{**arguments, "return_tensors": "pt"})
+        rule = self.rules[key]
+        outputs = self.encoder_processors[key](**{**rule.arguments, **arguments, "return_tensors": "pt"})
+        return {rule.renamed.get(name, name): value for name, value in outputs.items()} if rule.renamed else outputs
 
     def _taken(self, key: str, outputs: Any) -> dict[str, Any]:
         """What of a processor's output the encoder takes, under the processor's names."""
@@ -289,6 +331,8 @@ class MultimodalProcessor:
     def apply_chat_template(self, conversation: Any, *args: Any, tokenize: bool = False, **kwargs: Any) -> Any:
         """The tokenizer's `apply_chat_template`, with media parts of typed content written as marks.
 
+        A template that writes marks of typed content itself, as those of multimodal models do, is given it as it is.
+
         Args:
             conversation: messages, or a list of conversations. Content is a string, or a list of parts such as
                 `{"type": "text", "text": ...}` and `{"type": key}`; where only one modality has a processor for
@@ -304,7 +348,15 @@ class MultimodalProcessor:
             ArgumentError: for a part whose type names no modality.
         """
         marks = {**_marks_by_kind(self.encoder_processors, self.tokens), **self.tokens}
-        written = [_with_marks(entry, marks) for entry in conversation]
+        template = kwargs.get("chat_template", args[2] if len(args) > 2 else None)
+        kinds = {key: next(iter(kinds[1:]), None) for key, (_, kinds) in self.media_arguments.items()}
+        written_by = {kind: self.tokens[key] for key, kind in kinds.items() if kind is not None}
+        form = chat_templates.form_of(self.llm_tokenizer, template, written_by) if all(kinds.values()) else None
+        if form is None:
+            written = [chat_templates.with_marks(entry, marks) for entry in conversation]
+        else:
+            known = {**{kind: kind for kind in written_by}, **{key: str(kind) for key, kind in kinds.items()}}
+            written = [chat_templates.typed(entry, known, form) for entry in conversation]
         return self.llm_tokenizer.apply_chat_template(written, *args, tokenize=tokenize, **kwargs)
 
     # --- saving -------------------------------------------------------------------------------------------------------
@@ -315,19 +367,7 @@ class MultimodalProcessor:
         Args:
             save_directory: made if it is not there; may be a model's.
         """
-        with _files.replacing(Path(save_directory), "processor") as folder:
-            self.llm_tokenizer.save_pretrained(folder / "tokenizer")
-            for key, processor in self.encoder_processors.items():
-                if hasattr(processor, "save_pretrained"):
-                    processor.save_pretrained(folder / "processors" / key)
-            description = {
-                "format": _FORMAT,
-                "encoder_processors": {key: library.path_of(type(p)) for key, p in self.encoder_processors.items()},
-                "tokens": self.tokens,
-                "num_feature_calculation_funcs": sorted(self.num_feature_calculation_funcs),
-                "origin_files": self.origin_files,
-            }
-            (folder / _FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        processor_files.save(self, Path(save_directory))
 
     @classmethod
     def from_pretrained(
@@ -337,6 +377,7 @@ class MultimodalProcessor:
         num_feature_calculation_funcs: Mapping[str, CountFunction] | None = None,
         encoder_processors: Mapping[str, Any] | None = None,
         trust_remote_code: bool = False,
+        rules: Mapping[str, InputRule] | None = None,
     ) -> "MultimodalProcessor":
         """Load what `save_pretrained` saved, for a model.
 
@@ -346,6 +387,7 @@ class MultimodalProcessor:
             num_feature_calculation_funcs: the caller's own counting functions, which are not saved.
             encoder_processors: processors that are no classes of `transformers`, which are not loaded.
             trust_remote_code: run code that came with the tokenizer.
+            rules: rules with text functions of the caller's own, which are not saved.
 
         Returns:
             The processor.
@@ -353,11 +395,11 @@ class MultimodalProcessor:
         Raises:
             CheckpointError: if a file is missing or damaged, or something of the caller's own must be given again.
         """
-        functions, given = dict(num_feature_calculation_funcs or {}), dict(encoder_processors or {})
-        processors, tokenizer, tokens, origin_files = _files.read(
-            Path(save_directory), "processor", _FILE, lambda folder: _read(folder, functions, given, trust_remote_code)
+        functions = dict(num_feature_calculation_funcs or {})
+        processors, tokenizer, tokens, origin_files, own = processor_files.read(
+            Path(save_directory), functions, dict(encoder_processors or {}), rules or {}, trust_remote_code
         )
-        processor = cls(processors, tokenizer, model, functions, tokens)
+        processor = cls(processors, tokenizer, model, functions, tokens, own)
         processor.origin_files = origin_files
         return processor
 
@@ -386,61 +428,6 @@ class MultimodalProcessor:
         return importing_processors.from_hugging_face(cls, name_or_path, model, **kwargs)
 
 
-def _read(
-    folder: Path, functions: Mapping[str, CountFunction], given: Mapping[str, Any], trust_remote_code: bool
-) -> tuple[dict[str, Any], Any, dict[str, str], dict[str, str]]:
-    """The processors of encoders, the tokenizer, the marks and the original's files in a folder in which
-    nothing changes."""
-    if folder.is_dir() and not (folder / _FILE).is_file():
-        raise MissingFileError(
-            f"{folder} holds no processor ({_FILE} is not there): save it with processor.save_pretrained, or give "
-            "Trainer processing_class=processor"
-        )
-    description = library.read_json(folder / _FILE)
-    if description["format"] > _FORMAT:
-        raise CheckpointError(f"{folder} has format {description['format']}, this version reads up to {_FORMAT}")
-    missing = [key for key in description["num_feature_calculation_funcs"] if key not in functions]
-    if missing:
-        raise CheckpointError(
-            f"{folder} was saved with a counting function of the caller's own for {', '.join(missing)}: pass it "
-            "again as num_feature_calculation_funcs"
-        )
-    processors = dict(given)
-    for key, path in description["encoder_processors"].items():
-        if key not in processors:
-            processors[key] = _read_processor(folder, key, path)
-    load = functools.partial(AutoTokenizer.from_pretrained, trust_remote_code=trust_remote_code)
-    tokenizer = _load(folder / "tokenizer", "tokenizer_config.json", load)
-    return processors, tokenizer, dict(description["tokens"]), dict(description.get("origin_files", {}))
-
-
-def _read_processor(folder: Path, key: str, path: str) -> Any:
-    if not path.startswith("transformers."):
-        raise CheckpointError(
-            f"{folder} was saved with a processor of the caller's own for {key!r} ({path}): pass it again, "
-            f"encoder_processors={{{key!r}: ...}}"
-        )
-    if not key.isidentifier():
-        raise CheckpointError(f"{folder / _FILE} has the modality key {key!r}, which is no identifier")
-    where = f"encoder_processors[{key!r}]"
-    found: Any = library.find_class(path, where)
-    if not isinstance(found, type) or not issubclass(found, ImageProcessingMixin | FeatureExtractionMixin):
-        raise CheckpointError(f"{where}: {path} is no processor of images, videos or sounds")
-    return _load(folder / "processors" / key, "preprocessor_config.json", found.from_pretrained)  # type: ignore[attr-defined]
-
-
-def _load(place: Path, config: str, load: Callable[[Path], Any]) -> Any:
-    """What Hugging Face's `load` reads from a folder, which must hold `config`: without it, defaults would be taken."""
-    if not library.read_json(place / config):
-        raise CheckpointError(f"{place / config} is damaged, it is empty")
-    try:
-        return load(place)
-    except ImportError:  # an optional package is not installed
-        raise
-    except Exception as error:  # the tokenizers library raises no class of its own
-        raise CheckpointError(f"{place} is damaged or incomplete: {error}") from error
-
-
 def _add_special_tokens(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> None:
     """Make `tokens` special, keeping the special tokens that are there."""
     known = set(tokenizer.all_special_tokens)
@@ -451,6 +438,8 @@ def _add_special_tokens(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -
 
 def _keywords(processor: Any) -> set[str]:
     """Every keyword that a Hugging Face processor or tokenizer takes by name."""
+    if isinstance(processor, ConcatenatedProcessor):
+        return set[str]().union(*(_keywords(inner) for inner in processor.processors.values()))
     names: set[str] = set(getattr(getattr(processor, "valid_kwargs", None), "__annotations__", {}))
     for method in (processor, *(getattr(processor, name, None) for name in ("preprocess", "_encode_plus"))):
         if method is not None:
@@ -477,6 +466,28 @@ def _as_counts(key: str, counts: Any, inputs: Media) -> list[int]:
             f"inputs, or one such list per sample, found {counts!r}"
         )
     return [int(count) for count in counts]
+
+
+def _spread(key: str, count: int, runs: int) -> list[int]:
+    """The features of an input over the runs in its text, all of one length."""
+    if count % runs:
+        raise ArgumentError(
+            f"num_feature_calculation_funcs[{key!r}] counted {count} features for an input whose text has {runs} runs, "
+            "all of one length; expected a multiple"
+        )
+    return [count // runs] * runs
+
+
+def _one_by_one(inputs: Mapping[str, Any], per_sample: Sequence[int], runs: Sequence[int]) -> dict[str, Any]:
+    """Pictures that are padded to the most of any sample, (samples, K, ...), as (M, 1, ...) without padding."""
+    rest = iter(runs)
+    pictures = [sum(next(rest) for _ in range(count)) for count in per_sample]
+    return {
+        name: torch.cat([own[:count] for own, count in zip(value, pictures, strict=True)]).unsqueeze(1)
+        if isinstance(value, Tensor) and value.dim() > 1
+        else value
+        for name, value in inputs.items()
+    }
 
 
 def _without_tensors(value: Any) -> Any:
@@ -518,26 +529,3 @@ def _marks_by_kind(processors: Mapping[str, Any], tokens: Mapping[str, str]) -> 
     for key, processor in processors.items():
         by_kind.setdefault(media.kind_of(processor), []).append(tokens[key])
     return {kind: marks[0] for kind, marks in by_kind.items() if len(marks) == 1}
-
-
-def _with_marks(entry: Any, marks: Mapping[str, str]) -> Any:
-    """A message (or a conversation of them) whose typed content is one string."""
-    if isinstance(entry, Sequence) and not isinstance(entry, str):
-        return [_with_marks(message, marks) for message in entry]
-    if not isinstance(entry, Mapping) or isinstance(entry.get("content"), str | None):
-        return entry
-    written = []
-    for part in entry["content"]:
-        if not isinstance(part, Mapping):
-            raise ArgumentError(
-                f"content is a list of parts such as {{'type': 'text', 'text': ...}}, found {type(part).__name__} in it"
-            )
-        if part.get("type") == "text":
-            if not isinstance(part.get("text"), str):
-                raise ArgumentError(f"a part of type 'text' needs its `text`, a string; found {sorted(part)}")
-            written.append(part["text"])
-        elif part.get("type") in marks:
-            written.append(marks[part["type"]])
-        else:
-            raise ArgumentError(f"content of type {part.get('type')!r}: known types are text, {', '.join(marks)}")
-    return {**entry, "content": "".join(written)}

@@ -7,11 +7,12 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from cornstarch.errors import ArgumentError
-from cornstarch.models.multimodal_language_model import anatomy
+from cornstarch.models.multimodal_language_model import anatomy, freezing
 from cornstarch.models.multimodal_language_model.configuration import (
     MultimodalProjectorConfig,
     TransformersProjectorConfig,
 )
+from cornstarch.models.multimodal_language_model.resampler import Resampler
 
 
 class MultimodalProjector(nn.Module):
@@ -55,6 +56,16 @@ class MultimodalProjector(nn.Module):
             return self.config.in_features, self.config.out_features
         return anatomy.linear_widths(self.projection)
 
+    @property
+    def takes_mask(self) -> bool:
+        """Whether it looks at an input as a whole: its forward has a `mask` (N, T), False at padding."""
+        return "mask" in anatomy.forward_arguments(freezing.unwrap(self.projection)).names
+
+    @property
+    def features_per_input(self) -> int | None:
+        """How many features every input yields, whatever it has of rows; None where each row yields one."""
+        return self.config.queries if isinstance(self.config, MultimodalProjectorConfig) else None
+
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Project hidden states (..., encoder width) to (..., embedding width); further arguments pass through."""
         return self.projection(hidden_states, *args, **kwargs)
@@ -63,19 +74,21 @@ class MultimodalProjector(nn.Module):
 def _build(config: MultimodalProjectorConfig | TransformersProjectorConfig) -> nn.Module:
     if isinstance(config, TransformersProjectorConfig):
         return config.make()
+    taken, yielded = config.in_features, config.out_features
     if config.projection_type == "identity":
-        if config.in_features != config.out_features:
+        if taken != yielded:
             raise ArgumentError(
-                f"an identity projector changes no width, but the encoder yields width {config.in_features} and the "
-                f"language model embeds in width {config.out_features}: choose another projection_type"
+                f"an identity projector changes no width, but the encoder yields width {taken} and the language model "
+                f"embeds in width {yielded}: choose another projection_type"
             )
         return nn.Identity()
-    first = nn.Linear(config.in_features, config.out_features, bias=config.bias)
+    if config.projection_type == "resampler":
+        return Resampler(taken, yielded, **config.own_arguments, activation=config.activation)
+    first = nn.Linear(taken, yielded, bias=config.bias)
     if config.projection_type == "linear":
         return first
-    second = nn.Linear(config.out_features, config.out_features, bias=config.bias)
-    return nn.Sequential(first, ACT2FN[config.activation], second)
+    return nn.Sequential(first, ACT2FN[config.activation], nn.Linear(yielded, yielded, bias=config.bias))
 
 
-def _shape(module: nn.Module) -> list[tuple[type, list[tuple[int, ...]]]]:
-    return [(type(m), [tuple(p.shape) for p in m.parameters(recurse=False)]) for m in module.modules()]
+def _shape(module: nn.Module) -> list[tuple[type, str, list[tuple[int, ...]]]]:
+    return [(type(m), m.extra_repr(), [tuple(p.shape) for p in m.parameters(recurse=False)]) for m in module.modules()]

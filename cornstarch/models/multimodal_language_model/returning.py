@@ -8,7 +8,15 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from cornstarch.errors import ArgumentError
-from cornstarch.models.multimodal_language_model import anatomy, callbacks, library, shapes, shells
+from cornstarch.models.multimodal_language_model import (
+    anatomy,
+    callbacks,
+    chat_templates,
+    importing_processors,
+    library,
+    shapes,
+    shells,
+)
 from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
 from cornstarch.models.multimodal_language_model.processing import MultimodalProcessor
@@ -47,9 +55,21 @@ def shell(model: MultimodalModel, processor: shells.Processor) -> shells.Shell:
         marks = (batch["input_ids"] == mark).long()
         return {**batch, **{name: marks for name in _MARKING if name in names}}
 
-    return shells.Shell(
-        model=made, processor=shells.OriginalProcessor(processor.llm_tokenizer, processor.origin_files), inputs=inputs
-    )
+    files = shells.OriginalProcessor(processor.llm_tokenizer, _files(processor))
+    return shells.Shell(model=made, processor=files, inputs=inputs)
+
+
+def _files(processor: MultimodalProcessor) -> Mapping[str, str]:
+    """The original's files, with the chat template that the model was trained with, if that is another one."""
+    tokenizer: Any = processor.llm_tokenizer
+    template = tokenizer.chat_template
+    if not isinstance(template, str) or template == importing_processors.chat_template(processor.origin_files):
+        return processor.origin_files
+    ((key, (_, types)),) = processor.media_arguments.items()
+    mark = processor.tokens[key]
+    if chat_templates.form_of(tokenizer, None, dict.fromkeys(types[1:], mark)) is None:
+        template = chat_templates.with_typed_content(template, mark, types)
+    return importing_processors.with_template(processor.origin_files, template)
 
 
 def original_of(model: MultimodalModel) -> Any:

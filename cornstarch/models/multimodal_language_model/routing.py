@@ -149,8 +149,9 @@ def _refuse_twice(key: str, names: Mapping[str, str], given: Iterable[str]) -> N
 def _refuse_input_of_ready(
     key: str, encoders: Mapping[str, ModalEncoderModule], reserved: frozenset[str], arguments: Mapping[str, Any]
 ) -> None:
-    main = anatomy.main_input_name(freezing.unwrap(encoders[key].module))
-    if main not in arguments:
+    mains = anatomy.main_input_names(freezing.unwrap(encoders[key].module))
+    main = next((name for name in mains if name in arguments), None)
+    if main is None:
         return
     others = [other for other in encoders if other != key and main in encoder_names(other, encoders[other], reserved)]
     hint = f"; if it is meant for {others[0]!r}, pass {others[0]}_{main}" if others else ""
@@ -159,14 +160,16 @@ def _refuse_input_of_ready(
 
 def _has_input(key: str, encoder: ModalEncoderModule, arguments: dict[str, Any], reserved: frozenset[str]) -> bool:
     """Whether an encoder has what it needs to run; an input with no items counts as absent."""
-    main = anatomy.main_input_name(freezing.unwrap(encoder.module))
-    starters = [main, *(name for name in encoder.additional_args if name not in reserved)]
+    mains = anatomy.main_input_names(freezing.unwrap(encoder.module))
+    starters = [*mains, *(name for name in encoder.additional_args if name not in reserved)]
     present = [arguments[name] for name in starters if name in arguments]
     if present:
         return not all(_is_empty(value) for value in present)
     stray = [name for name, value in arguments.items() if isinstance(value, Tensor) and name not in reserved]
     if stray:
-        raise ArgumentError(f"modality {key!r}: got {', '.join(stray)} but not {main!r}, without which it cannot run")
+        raise ArgumentError(
+            f"modality {key!r}: got {', '.join(stray)} but not {mains[0]!r}, without which it cannot run"
+        )
     return False
 
 

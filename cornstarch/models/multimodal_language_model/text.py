@@ -1,5 +1,7 @@
 """1d. Text -> token ids with one mark per input, cut to length, then each mark repeated for its input's features."""
 
+import itertools
+import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -20,23 +22,46 @@ _MEANINGLESS = [
 ]
 
 
-class Samples:
-    """Tokenised text of a batch, one mark per input, and what it becomes once inputs are counted."""
+_Group = tuple[int, int]  # the id of an input's features, and which of its sample's inputs that are written it is
+_Owner = tuple[int, int]  # the id of an input's features, and which of the batch's inputs it is
+_Place = tuple[int, int, int]  # of the text of an input: its first character, the one behind its last, the id
 
-    def __init__(self, tokenizer: Any, fields: dict[str, list[list[Any]]], text: list[str], options: dict[str, Any]):
+
+class Samples:
+    """Tokenised text of a batch, one mark per input, and what it becomes once inputs are counted.
+
+    Where a text stands for an input, its tokens are the input's, and each mark in it is a run of features.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        fields: dict[str, list[list[Any]]],
+        text: list[str],
+        options: dict[str, Any],
+        groups: list[list[_Group | None]],
+    ) -> None:
         self._tokenizer = tokenizer
         self._fields = fields
         self._text = text
         self._options = options
+        self._groups = groups  # for every token, the input whose text it is of
 
     @classmethod
-    def tokenize(cls, tokenizer: Any, options: dict[str, Any], marks: Collection[int] = ()) -> "Samples":
+    def tokenize(
+        cls,
+        tokenizer: Any,
+        options: dict[str, Any],
+        marks: Collection[int] = (),
+        written: Mapping[str, tuple[int, Sequence[str]]] | None = None,
+    ) -> "Samples":
         """Tokenise without padding or truncation, which must know how long inputs are.
 
         Args:
             tokenizer: the language model's.
             options: its arguments, `text` among them; and `label_spans`, the characters of each text that carry labels.
             marks: ids that stand for inputs and so never carry a label.
+            written: mark in the text to the id of features, and to the texts that stand for the inputs, in their order.
 
         Returns:
             The samples.
@@ -46,12 +71,8 @@ class Samples:
         """
         options = dict(options)
         spans = options.pop("label_spans", None)
-        text = options.pop("text", None)
-        if text is None or not (isinstance(text, str) or all(isinstance(entry, str) for entry in text)):
-            raise ArgumentError("llm_inputs must hold `text`, a string or a list of strings")
-        text = [text] if isinstance(text, str) else list(text)
-        if not text:
-            raise ArgumentError("llm_inputs has an empty list as `text`; a batch has at least one sample")
+        text = texts(options)
+        options.pop("text")
         if spans is not None:
             _check_spans(tokenizer, spans, text)
         for name in _MEANINGLESS:
@@ -64,31 +85,40 @@ class Samples:
         if limit is not None:
             tokens_only["verbose"] = False  # no word of texts that are too long: they will be cut
             _check_padding(options, limit)
-        offsets = {"return_offsets_mapping": True} if spans is not None else {}
+        text, places, spans = _write(tokenizer, text, written or {}, spans)
+        known = spans is not None or any(places)
+        offsets = {"return_offsets_mapping": True} if known else {}
         encoded = tokenizer(text, padding=False, truncation=False, **tokens_only, **offsets)
         fields = {
             name: [list(row) for row in rows]
             for name, rows in encoded.items()
             if name in (*tokenizer.model_input_names, "special_tokens_mask")
         }
+        groups: list[list[_Group | None]] = [[None] * len(row) for row in encoded["input_ids"]]
+        if any(places):
+            groups = [_groups(*row) for row in zip(encoded["offset_mapping"], places, strict=True)]
         if spans is not None:
-            rows = zip(encoded["input_ids"], encoded["offset_mapping"], spans, strict=True)
+            rows = zip(encoded["input_ids"], encoded["offset_mapping"], spans, groups, strict=True)
             fields["labels"] = [_labels(*row, marks) for row in rows]
-        return cls(tokenizer, fields, text, {**options, "tokens_only": tokens_only, "limit": limit})
+        return cls(tokenizer, fields, text, {**options, "tokens_only": tokens_only, "limit": limit}, groups)
 
     @property
     def _ids(self) -> list[list[int]]:
         return self._fields["input_ids"]
 
     def marks(self, token_id: int) -> list[int]:
-        """How many marks of a modality each sample has."""
-        return [row.count(token_id) for row in self._ids]
+        """How many inputs of a modality each sample has."""
+        return [
+            sum(1 for found, group in zip(row, groups, strict=True) if found == token_id and group is None)
+            + len({group for group in groups if group is not None and group[0] == token_id})
+            for row, groups in zip(self._ids, self._groups, strict=True)
+        ]
 
-    def truncate(self, counts: Mapping[int, list[int]]) -> dict[int, tuple[list[int], list[int]]]:
+    def truncate(self, counts: Mapping[int, list[list[int]]]) -> dict[int, tuple[list[int], list[int]]]:
         """Cut samples to the length asked for, never through an input's positions.
 
         Args:
-            counts: mark id to how many positions each input takes.
+            counts: mark id to how many positions each run of each input takes.
 
         Returns:
             Mark id to which inputs are left, and how many of them in each sample.
@@ -99,20 +129,21 @@ class Samples:
         for sample, ids in enumerate(self._ids):
             chosen = list(range(len(ids)))
             if limit is not None and sum(widths[sample]) > limit:
-                chosen = self._choose(sample, widths[sample], limit)
+                chosen = self._choose(sample, widths[sample], owners[sample], limit)
+            whose = dict.fromkeys(owners[sample][place] for place in chosen)
             for token_id, (inputs, per_sample) in kept.items():
-                left = [owners[sample][place] for place in chosen if ids[place] == token_id]
-                inputs.extend(owner for owner in left if owner is not None)
+                left = [owner[1] for owner in whose if owner is not None and owner[0] == token_id]
+                inputs.extend(left)
                 per_sample.append(len(left))
-            for rows in self._fields.values():
+            for rows in (*self._fields.values(), self._groups):
                 rows[sample] = [rows[sample][place] for place in chosen]
         return kept
 
-    def expand(self, counts: Mapping[int, list[int]]) -> dict[str, Any]:
+    def expand(self, counts: Mapping[int, list[list[int]]]) -> dict[str, Any]:
         """Repeat marks as often as their inputs yield features, and pad.
 
         Args:
-            counts: mark id to how many positions each input takes.
+            counts: mark id to how many positions each run of each input takes.
 
         Returns:
             `input_ids`, `attention_mask` and what else the tokenizer gives, one list per sample.
@@ -138,37 +169,51 @@ class Samples:
             padded["labels"] = [_padded(row, len(ids), side) for row, ids in pairs]
         return padded
 
-    def _widths(self, counts: Mapping[int, list[int]]) -> tuple[list[list[int]], list[list[int | None]]]:
-        """For every token, how many positions it takes and which input, if any, it stands for."""
+    def _widths(self, counts: Mapping[int, list[list[int]]]) -> tuple[list[list[int]], list[list[_Owner | None]]]:
+        """For every token, how many positions it takes and which input, if any, it stands for or is of the text of."""
         following = dict.fromkeys(counts, 0)
         widths: list[list[int]] = []
-        owners: list[list[int | None]] = []
-        for ids in self._ids:
+        owners: list[list[_Owner | None]] = []
+        for ids, groups in zip(self._ids, self._groups, strict=True):
             widths.append([])
             owners.append([])
-            for token_id in ids:
-                if token_id in counts:
-                    owner = following[token_id]
-                    following[token_id] += 1
-                    widths[-1].append(counts[token_id][owner])
-                    owners[-1].append(owner)
-                else:
+            known: dict[_Group, _Owner] = {}
+            runs: dict[_Owner, int] = {}
+            for token_id, group in zip(ids, groups, strict=True):
+                mark = token_id if group is None else group[0]
+                if mark not in counts:
                     widths[-1].append(1)
                     owners[-1].append(None)
+                    continue
+                if group is None or group not in known:
+                    owner = (mark, following[mark])
+                    following[mark] += 1
+                else:
+                    owner = known[group]
+                if group is not None:
+                    known[group] = owner
+                run = runs.get(owner, 0)
+                if token_id == mark:
+                    runs[owner] = run + 1
+                widths[-1].append(counts[mark][owner[1]][run] if token_id == mark else 1)
+                owners[-1].append(owner)
         return widths, owners
 
-    def _choose(self, sample: int, widths: list[int], limit: int) -> list[int]:
+    def _choose(self, sample: int, widths: list[int], owners: list[_Owner | None], limit: int) -> list[int]:
         """Which tokens of a sample stay: special tokens around the text, and as much of the text as fits whole."""
         before, after = self._special(sample)
-        body = list(range(before, len(widths) - after))
+        body = range(before, len(widths) - after)
+        units = [
+            list(places) for _, places in itertools.groupby(body, lambda place: (owners[place], owners[place] or place))
+        ]
         room = limit - before - after
         from_left = self._tokenizer.truncation_side == "left"
-        stay = []
-        for place in reversed(body) if from_left else body:
-            if widths[place] > room:
+        stay: list[int] = []
+        for unit in reversed(units) if from_left else units:
+            if sum(widths[place] for place in unit) > room:
                 break
-            room -= widths[place]
-            stay.append(place)
+            room -= sum(widths[place] for place in unit)
+            stay.extend(unit)
         return [*range(before), *sorted(stay), *range(len(widths) - after, len(widths))]
 
     def _special(self, sample: int) -> tuple[int, int]:
@@ -180,6 +225,73 @@ class Samples:
             if ids[before : before + len(body)] == body:
                 return before, len(ids) - len(body) - before
         return 0, 0
+
+
+def texts(options: Mapping[str, Any]) -> list[str]:
+    """The texts of a batch.
+
+    Args:
+        options: a tokenizer's arguments.
+
+    Returns:
+        `text` among them, as a list.
+
+    Raises:
+        ArgumentError: if there is none.
+    """
+    text = options.get("text")
+    if text is None or not (isinstance(text, str) or all(isinstance(entry, str) for entry in text)):
+        raise ArgumentError("llm_inputs must hold `text`, a string or a list of strings")
+    if not text and not isinstance(text, str):
+        raise ArgumentError("llm_inputs has an empty list as `text`; a batch has at least one sample")
+    return [text] if isinstance(text, str) else list(text)
+
+
+def _write(
+    tokenizer: Any, text: list[str], written: Mapping[str, tuple[int, Sequence[str]]], spans: Any
+) -> tuple[list[str], list[list[_Place]], Any]:
+    """The texts with those of inputs in place of marks; where inputs are in each; and the spans, moved along."""
+    if not written:
+        return text, [[] for _ in text], spans
+    if not tokenizer.is_fast:
+        raise ArgumentError(
+            f"texts that stand for inputs need a tokenizer that knows which characters a token stands for; "
+            f"{type(tokenizer).__name__} does not: load its fast version"
+        )
+    rest = {mark: iter(entries) for mark, (_, entries) in written.items()}
+    pattern = re.compile("|".join(re.escape(mark) for mark in sorted(written, key=len, reverse=True)))
+    made, places, moved = [], [], []
+    for sample, entry in enumerate(text):
+        pieces: list[str] = []
+        here: list[_Place] = []
+        gained: list[tuple[int, int]] = []  # behind which character of the text, how many more there are
+        length, last = 0, 0
+        for match in pattern.finditer(entry):
+            inner = next(rest[match[0]])
+            pieces += [entry[last : match.start()], inner]
+            length += match.start() - last
+            here.append((length, length + len(inner), written[match[0]][0]))
+            length, last = length + len(inner), match.end()
+            gained.append((last, length - last))
+        made.append("".join([*pieces, entry[last:]]))
+        places.append(here)
+        if spans is not None:
+            moved.append([(_moved(start, gained), _moved(end, gained)) for start, end in spans[sample]])
+    return made, places, None if spans is None else moved
+
+
+def _moved(place: int, gained: list[tuple[int, int]]) -> int:
+    return place + next((more for end, more in reversed(gained) if end <= place), 0)
+
+
+def _groups(offsets: Sequence[tuple[int, int]], places: Sequence[_Place]) -> list[_Group | None]:
+    """For every token, the input in whose text it is: from the first token with a character of it to the last."""
+    groups: list[_Group | None] = [None] * len(offsets)
+    for number, (start, until, token_id) in enumerate(places):
+        within = [place for place, (begin, end) in enumerate(offsets) if begin < until and start < end]
+        for place in range(within[0], within[-1] + 1):
+            groups[place] = groups[place] or (token_id, number)
+    return groups
 
 
 def _check_lengths(options: Mapping[str, Any]) -> None:
@@ -245,14 +357,18 @@ def _check_spans(tokenizer: Any, spans: Any, text: Sequence[str]) -> None:
 
 
 def _labels(
-    ids: Sequence[int], offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]], marks: Collection[int]
+    ids: Sequence[int],
+    offsets: Sequence[tuple[int, int]],
+    spans: Sequence[tuple[int, int]],
+    groups: Sequence[_Group | None],
+    marks: Collection[int],
 ) -> list[int]:
-    """The id of every token that has a character in a span, and what carries no loss for the others."""
+    """The id of every token that has a character in a span and is of no input, and what carries no loss for others."""
     return [
         token_id
-        if token_id not in marks and any(begin < until and start < end for start, until in spans)
+        if token_id not in marks and group is None and any(begin < until and start < end for start, until in spans)
         else IGNORE_INDEX
-        for token_id, (begin, end) in zip(ids, offsets, strict=True)
+        for token_id, (begin, end), group in zip(ids, offsets, groups, strict=True)
     ]
 
 

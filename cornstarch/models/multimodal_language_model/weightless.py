@@ -71,7 +71,8 @@ def _holds_meta(value: Any) -> bool:
         return any(map(_holds_meta, value.values()))
     if isinstance(value, list | tuple):
         return any(map(_holds_meta, value))
-    return isinstance(value, Tensor) and value.is_meta
+    # Parameters that a module lists for itself (as an LSTM does) are for it to keep up: they change when it is loaded.
+    return isinstance(value, Tensor) and value.is_meta and not isinstance(value, nn.Parameter)
 
 
 def _let_go(made: nn.Module) -> None:
