@@ -282,12 +282,12 @@ def describe_fields(kind: Any, keys: Keys = ()) -> Iterator[tuple[Keys, FieldHel
         default = None if info.is_required() else _shown(info.get_default(call_default_factory=True, validated_data={}))
         yield place, FieldHelp(kind=_in_words(inner), default=default, text=_text(kind, entry.name))
         for found in inner:
-            origin, arguments = typing.get_origin(found), typing.get_args(found)
+            origin, arguments, kinds = typing.get_origin(found), typing.get_args(found), [found]
             if origin in (dict, list) and arguments:
-                place = (*keys, entry.name, "<key>" if origin is dict else "<n>")
-                found = _objects(arguments[-1])[0]
-            if dataclasses.is_dataclass(found):
-                yield from describe_fields(found, place)
+                place, kinds = (*keys, entry.name, "<key>" if origin is dict else "<n>"), _objects(arguments[-1])
+            for kind_of_entry in kinds:
+                if dataclasses.is_dataclass(kind_of_entry):
+                    yield from describe_fields(kind_of_entry, place)
 
 
 def _text(kind: Any, name: str) -> str:
