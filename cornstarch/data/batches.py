@@ -8,7 +8,7 @@ from cornstarch.data.collation import Collator
 from cornstarch.data.loader import prepared
 from cornstarch.data.mixtures import MixtureSource
 from cornstarch.data.samples import Place, Source
-from cornstarch.data.steps import Numbered, Policy, StepBatch, Steps, order_of
+from cornstarch.data.steps import Numbered, Order, Policy, StepBatch, Steps, order_of
 from cornstarch.errors import ArgumentError, CornstarchError
 
 
@@ -114,7 +114,7 @@ class Batches:
         self._ahead = None
 
 
-def _places(order: Callable[[int], list[Place]], size: int, epoch: int, step: int) -> Iterator[list[Place]]:
+def _places(order: Callable[[int], Order], size: int, epoch: int, step: int) -> Iterator[list[Place]]:
     """The places of every step from here on."""
     while True:
         places = order(epoch)

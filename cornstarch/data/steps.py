@@ -213,14 +213,31 @@ def chance_at(seed: int, number: int, index: int) -> random.Random:
     return random.Random(f"sample {seed} {number} {index}")
 
 
-def order_of(source: Source, seed: int, epoch: int, *, shuffle: bool = True) -> list[Place]:
+def order_of(source: Source, seed: int, epoch: int, *, shuffle: bool = True) -> "Order":
     """The places of an epoch, in order."""
     if isinstance(source, MixtureSource):
-        return source.order(seed, epoch, shuffle=shuffle)
+        places = source.order(seed, epoch, shuffle=shuffle)
+        return Order([index for _, index in places], [number for number, _ in places])
     order = list(range(len(source)))
     if shuffle:
         random.Random(f"order {seed} {epoch}").shuffle(order)
-    return [(epoch, index) for index in order]
+    return Order(order, epoch)
+
+
+@dataclass(frozen=True)
+class Order:
+    """Places as numbers, which need a fraction of the memory: indices, and the pass of all or of each."""
+
+    indices: list[int]
+    passes: int | list[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, some: slice) -> list[Place]:
+        indices = self.indices[some]
+        passes = self.passes[some] if isinstance(self.passes, list) else [self.passes] * len(indices)
+        return list(zip(passes, indices, strict=True))
 
 
 def first_samples(source: Source | StreamSource, number: int | None = None, seed: int = 0) -> list[Sample]:
