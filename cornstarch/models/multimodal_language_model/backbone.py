@@ -1,4 +1,4 @@
-"""1e. A causal language model out of a text backbone and a head, for backbones that transformers has no such class for.
+"""5f. A causal language model out of a text backbone and a head, for backbones that transformers has no such class for.
 
 The text sides of many multimodal models (Qwen2-VL, Qwen3-VL, GLM-4V, ...) come without a causal language model of their
 own: only the whole has a head. Here the backbone is used as it is, and what its config says of the head is done behind

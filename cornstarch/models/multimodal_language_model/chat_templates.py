@@ -1,4 +1,4 @@
-"""1f. Chat templates that take content in parts: which do, and how to make one that does of one that does not."""
+"""1e. Chat templates that take content in parts: which do, and how to make one that does of one that does not."""
 
 import functools
 import json

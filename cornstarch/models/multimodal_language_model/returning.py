@@ -1,4 +1,4 @@
-"""6f. Back into the format that a model came from: its parts in the places that they were taken from."""
+"""7c. Back into the format that a model came from: its parts in the places that they were taken from."""
 
 from collections.abc import Mapping
 from typing import Any
