@@ -1,11 +1,13 @@
 """Back into the format that a model came from: plain transformers loads what was trained, with the same logits."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaForCausalLM
 
 from cornstarch import ArgumentError, AveragePool, ModalEncoderModule, MultimodalModel
 from cornstarch.models.multimodal_language_model import importing, returning
@@ -41,6 +43,32 @@ def test_trained_weights_go_back(name: str, tmp_path: Path) -> None:
     assert not report["unexpected_keys"]
     close(reloaded(**inputs).logits, expected)
     assert torch.equal(reloaded.generate(**batch, **GREEDY), text)
+
+
+@pytest.mark.parametrize("change", ["fewer layers", "tied"])
+@torch.no_grad()
+def test_the_config_says_what_the_parts_are_now(change: str, tmp_path: Path) -> None:
+    """A language model of the same class with fewer layers and other positions; a head that was tied since."""
+    model, cls, inputs = trained("llava", tmp_path)
+    if change == "tied":
+        model.language_model.set_output_embeddings(nn.Linear(24, 64, bias=False, dtype=torch.float64))
+        model.language_model.lm_head.weight = model.language_model.get_input_embeddings().weight
+    else:
+        config = copy.deepcopy(model.language_model.config)
+        config.num_hidden_layers, config.rope_parameters["rope_theta"] = 2, 77.0
+        model.replace_part("language_model", LlamaForCausalLM(config).double().eval())
+    expected = model(**inputs).logits
+    returning.original_of(model).save_pretrained(tmp_path / "back")
+    reloaded, report = cls.from_pretrained(tmp_path / "back", dtype=torch.float64, output_loading_info=True)
+    assert not report["missing_keys"]
+    close(reloaded(**inputs).logits, expected)
+
+
+def test_a_tied_head_that_the_format_cannot_tie_is_refused(tmp_path: Path) -> None:
+    model, *_ = trained("qwen2-audio", tmp_path)
+    model.language_model.lm_head.weight = model.language_model.get_input_embeddings().weight
+    with pytest.raises(ArgumentError, match="cannot tie them"):
+        returning.original_of(model)
 
 
 def test_what_the_format_has_no_place_for(tmp_path: Path) -> None:

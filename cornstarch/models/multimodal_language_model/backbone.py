@@ -174,9 +174,8 @@ class BackboneWithHead(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         """As in transformers, which does not know the backbone's own arguments."""
-        super()._validate_model_kwargs(
-            {name: value for name, value in model_kwargs.items() if name not in self._own_inputs}
-        )
+        known = {*self._own_inputs, *anatomy.CACHE_NAMES}
+        super()._validate_model_kwargs({name: value for name, value in model_kwargs.items() if name not in known})
 
     def prepare_inputs_for_generation(
         self,

@@ -316,7 +316,8 @@ class MultimodalModel(Composition):
             (B, S + new) prompt and new tokens, or Hugging Face's generation output with such `sequences`.
 
         Raises:
-            ArgumentError: if there is no prompt, or the language model cannot go on from embeddings.
+            ArgumentError: if there is no prompt, or the language model cannot go on from embeddings (nor can assisted
+                decoding, prompt lookup and a prompt read in chunks).
             ModalityMismatchError: if positions and features do not pair.
         """
         input_ids = inputs.pop("inputs", None) if input_ids is None else input_ids
@@ -325,6 +326,7 @@ class MultimodalModel(Composition):
         if input_ids is None:
             raise ArgumentError("generate needs input_ids")
         generation.check(self.language_model)
+        generation.check_way(self.language_model, inputs)
         reserved = routing.language_model_names(self.language_model)
         prepared = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
         routed, rest = routing.route(self._modal_encoders, reserved, prepared, _ready(encoder_outputs))
@@ -341,7 +343,10 @@ class MultimodalModel(Composition):
         if getattr(self.config.text_config, "output_router_logits", False):
             arguments.setdefault("output_router_logits", False)  # a loss of routers, which fails on cached positions
         before = dict(arguments)
-        arguments = self._preprocess_llm(arguments, input_ids, inputs, features, masks)
+        # Callbacks are given the whole prompt, of which a cache may hold a part.
+        cache = {name: arguments.pop(name) for name in anatomy.CACHE_NAMES if name in arguments}
+        seen = {name: value for name, value in inputs.items() if name not in anatomy.CACHE_NAMES}
+        arguments = {**self._preprocess_llm(arguments, input_ids, seen, features, masks), **cache}
         arguments, once = generation.split_prompt_arguments(before, arguments)
         new = int(arguments.get("max_new_tokens") or 0)
         merge.check_positions(self._most_positions, self._first_position, arguments, new)

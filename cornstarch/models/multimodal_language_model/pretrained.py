@@ -362,7 +362,8 @@ def _build_part(
     if part is not None:
         return _adapted(part, entry, folder / place)
     cls = _part_class(place, entry, folder, options["trust_remote_code"])
-    library.read_json(folder / place / "config.json")  # without the file, defaults would be taken for it
+    # Without the file, defaults would be taken for it.
+    _refuse_kernels(library.read_json(folder / place / "config.json"), folder / place / "config.json")
     config = cls.config_class.from_pretrained(folder / place)
     _check_size(cls, config, entry, folder / place, options["saved"], f"{custom or place}.")
     _adapter_folders(folder / place, entry["adapters"])  # refuses names that are none
@@ -371,6 +372,19 @@ def _build_part(
         return _adapted(_part_of(cls, copy.deepcopy(config), entry, folder / place, options), entry, folder / place)
 
     return weightless.make(build)
+
+
+def _refuse_kernels(values: Any, path: Path) -> None:
+    """Refuse a config that names code on the hub, which transformers would fetch and run as a part is made."""
+    for name, value in values.items() if isinstance(values, Mapping) else ():
+        if name.endswith(("attn_implementation", "attn_implementation_internal", "experts_implementation")):
+            if "/" in str(value):
+                raise CheckpointError(
+                    f"{path} asks for {name} {value!r}, which is code from the hub: take the entry out, or choose with "
+                    "attn_implementation when loading"
+                )
+        else:
+            _refuse_kernels(value, path)
 
 
 def _part_of(cls: Any, config: Any, entry: Mapping[str, Any], folder: Path, options: Mapping[str, Any]) -> nn.Module:

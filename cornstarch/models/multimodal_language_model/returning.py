@@ -1,5 +1,6 @@
 """7c. Back into the format that a model came from: its parts in the places that they were taken from."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -98,16 +99,37 @@ def original_of(model: MultimodalModel) -> Any:
     config: PreTrainedConfig = library.find_class(origin["config_class"], "the model's origin").from_dict(
         dict(origin["config"])
     )
-    config.get_text_config().vocab_size = anatomy.vocabulary_size(model.language_model)
+    _describe_parts(config, model, shape)
     with torch.device("meta"):
         made: Any = cls._from_config(config)
     _check(model, made, shape)
+    if config.tie_word_embeddings and not made._tied_weights_keys:
+        raise ArgumentError(
+            f"the head of the language model is tied to its embeddings now, and {cls.__name__} cannot tie them: give "
+            "the head weights of its own"
+        )
+    expected = shells.shapes(made)
     for ours, theirs in shape.modules.items():
         _put(made, theirs, shapes.place_of(model, ours))
+    shells.check_weights(made, expected, config.model_type)
     empty = [name for name, weight in (*made.named_parameters(), *made.named_buffers()) if weight.is_meta]
     assert not empty, f"the shape {shape.name} has no place for {empty}"
     made.generation_config = model.generation_config
     return made.eval()
+
+
+def _describe_parts(config: PreTrainedConfig, model: MultimodalModel, shape: Shape) -> None:
+    """Say in the original's config what its parts are now: one may have been replaced, or have grown."""
+    for place, entry in shape.configs.items():
+        found = getattr(shapes.place_of(model, place), "config", None)
+        if type(found) is type(getattr(config, entry)):  # of another class is refused, by its place
+            setattr(config, entry, copy.deepcopy(found))
+    config.get_text_config().vocab_size = anatomy.vocabulary_size(model.language_model)
+    language_model: Any = model.language_model
+    head, embedding = language_model.get_output_embeddings(), language_model.get_input_embeddings()
+    tied = head is not None and head.weight is embedding.weight
+    for described in (config, config.get_text_config()):
+        described.tie_word_embeddings = tied
 
 
 def _put(root: nn.Module, path: str, part: Any) -> None:
