@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from cornstarch import ArgumentError, AveragePool, ModalEncoderModule, MultimodalModel
+from cornstarch import ArgumentError, AveragePool, CornstarchError, ModalEncoderModule, MultimodalModel
 from cornstarch.models.multimodal_language_model import importing, returning
 from tests import parts
 from tests.models.originals import ORIGINALS
@@ -90,3 +90,22 @@ def test_what_the_format_has_no_place_for(tmp_path: Path) -> None:
     larger.origin = model.origin
     with pytest.raises(ArgumentError, match=r"encoders vision, speech.*'vision' only"):
         returning.original_of(larger)
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        ({"shape": "other"}, "the shape 'other', which this version does not know"),
+        ({"class": "os.system"}, "os.system, which is no class of transformers"),
+        ({"class": "transformers.configuration_utils.PreTrainedConfig"}, "is no PreTrainedModel of transformers"),
+        ({"config_class": None}, "names None, which is no PreTrainedConfig"),
+        ({"config": "llava"}, "was imported with is damaged"),
+        ({"config": {"vision_config": 3}}, "was imported with is damaged"),
+    ],
+)
+def test_a_damaged_origin(damage: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """Each is said, and nothing that is not of transformers is ever imported."""
+    model, *_ = trained("llava", tmp_path)
+    model.origin = {**model.origin, **damage}
+    with pytest.raises(CornstarchError, match=message):
+        returning.original_of(model)

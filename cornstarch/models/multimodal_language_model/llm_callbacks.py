@@ -46,11 +46,12 @@ class RotaryPositions:
 
         Returns:
             The same with `position_ids` (3, B, S); unchanged where there are none to work out: the caller gave some of
-            three axes, no modality is in the batch, or tokens follow a prompt in the cache.
+            three axes, or no modality is in the batch.
 
         Raises:
             ModalityMismatchError: if grids and positions do not agree.
-            ArgumentError: if a modality has positions and no grids.
+            ArgumentError: if a modality has positions and no grids, or tokens follow others in a cache and the caller
+                gave no positions.
         """
         given = inputs.get("position_ids")
         masks = {key: mask for key, mask in inputs["modality_masks"].items() if key in self.grids}
@@ -63,6 +64,12 @@ class RotaryPositions:
                     f"modality {key!r}: positions need {self.grids[key]}, also beside encoder_outputs; or give "
                     "position_ids of three axes"
                 )
+        cache = next((inputs[name] for name in anatomy.CACHE_NAMES if inputs.get(name) is not None), None)
+        if cache is not None and cache.get_seq_length() and "position_ids" not in inputs.get("called_with", ()):
+            raise ArgumentError(
+                "nothing tells which positions the tokens in a cache have, where some are of images: give "
+                "position_ids, going on from the largest so far; generate does so by itself"
+            )
         if not grids:
             return inputs
         queues = {

@@ -36,9 +36,10 @@ class MultimodalModel(Composition):
         encoders: modality key to encoder; encoders without a projector get one.
         language_model: a causal language model of Hugging Face's, wrapped by PEFT or not.
         preprocess_llm_callback: `(inputs) -> inputs`, just before the language model. It is given everything the model
-            was called with, `inputs_embeds` with the features in place, `modality_masks` (modality key to a mask (B, S)
-            of its positions), and what encoders add to their features (`Features`); it may change or add arguments of
-            the language model. Arguments that no part takes reach it if its `additional_args` names them.
+            was called with (and their names as `called_with`), `inputs_embeds` with the features in place,
+            `modality_masks` (modality key to a mask (B, S) of its positions), and what encoders add to their features
+            (`Features`); it may change or add arguments of the language model. Arguments that no part takes reach it
+            if its `additional_args` names them.
         init_projector_type: kind of the projectors made here, see `MultimodalProjectorConfig`.
         init_activation: activation of the projectors made here.
 
@@ -290,7 +291,8 @@ class MultimodalModel(Composition):
         for key, encoded in features.items():
             added = encoded.extras if isinstance(encoded, Features) else {}
             context |= {f"{key}_{name}": value for name, value in added.items()}
-        context |= {"input_ids": input_ids, "modality_masks": dict(masks)}
+        called_with = frozenset(name for name, value in inputs.items() if value is not None)
+        context |= {"input_ids": input_ids, "modality_masks": dict(masks), "called_with": called_with}
         returned = self.preprocess_llm_callback({**context, **arguments})
         return {name: value for name, value in returned.items() if name not in context}
 

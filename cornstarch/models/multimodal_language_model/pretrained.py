@@ -30,7 +30,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save, get_class_from_dynamic_module
 
 from cornstarch import _files
-from cornstarch.errors import ArgumentError, CheckpointError, MissingFileError
+from cornstarch.errors import ArgumentError, CheckpointError, CornstarchError, MissingFileError
 from cornstarch.models.multimodal_language_model import (
     anatomy,
     callbacks,
@@ -319,7 +319,18 @@ def _build_encoder(
 def _build_callback(place: str, entry: Mapping[str, Any] | None, custom_objects: Mapping[str, Any]) -> Any:
     if place in custom_objects:
         return custom_objects[place]
-    return None if entry is None else callbacks.build(dict(entry))
+    if entry is None:
+        return None
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("arguments"), Mapping) or "name" not in entry:
+        raise CheckpointError(
+            f"{place} is saved as {entry!r:.100}, expected a name and arguments: the config is damaged"
+        )
+    try:
+        return callbacks.build(entry)
+    except CornstarchError:
+        raise
+    except Exception as error:  # arguments of kinds that nobody would write
+        raise CheckpointError(f"{place}: {entry['name']} cannot be made of {entry['arguments']}: {error}") from error
 
 
 def _saved_elements(folder: Path, description: Mapping[str, Any]) -> dict[str, int]:
@@ -391,7 +402,10 @@ def _part_of(cls: Any, config: Any, entry: Mapping[str, Any], folder: Path, opti
     """A Hugging Face model of the class, as it was saved but for its weights."""
     attention = options["attn_implementation"]
     extra = {} if attention is None else {"attn_implementation": attention}
-    part = cls._from_config(config, dtype=options["dtype"] or _dtype(entry["dtype"]), **extra)
+    try:
+        part = cls._from_config(config, dtype=options["dtype"] or _dtype(entry["dtype"]), **extra)
+    except Exception as error:  # configs that make no sense fail in ways of their own
+        raise CheckpointError(f"{folder / _CONFIG} makes no {cls.__name__}: {error}") from error
     for name in entry["left_out"]:
         owner, _, leaf = name.rpartition(".")
         setattr(part.get_submodule(owner), leaf, None)
