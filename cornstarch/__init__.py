@@ -13,8 +13,10 @@ from cornstarch.errors import (
     MediaError,
     MissingFileError,
     ModalityMismatchError,
+    SampleError,
     TrainingError,
     UnknownArgumentError,
+    UnlabelledError,
 )
 from cornstarch.models.multimodal_language_model import (
     AveragePool,
@@ -176,6 +178,7 @@ __all__ = [
     "RotaryPositions",
     "RunConfig",
     "Sample",
+    "SampleError",
     "ScheduleConfig",
     "SelectFeatures",
     "Source",
@@ -189,6 +192,7 @@ __all__ = [
     "TrainingError",
     "TrainsConfig",
     "UnknownArgumentError",
+    "UnlabelledError",
     "UnpadImages",
     "__version__",
     "answer",

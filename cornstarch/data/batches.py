@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import BatchFeature
 
-from cornstarch.data.collation import Collator
+from cornstarch.data.collation import Collator, labelled_batch
 from cornstarch.data.samples import Sample, Source
 from cornstarch.errors import ArgumentError, CornstarchError
 
@@ -23,14 +23,16 @@ class StepBatch:
     """What one optimizer step is taken on.
 
     Attributes:
-        micro_batches: what the model is called with, one after the other.
+        micro_batches: what the model is called with, one after the other; empty if no sample has a labelled token.
         names: where the samples come from, for messages.
-        samples: how many there are.
+        samples: how many there are in the micro-batches.
+        unlabelled: names of samples that are in none, as no token of theirs is labelled, perhaps since they were cut.
     """
 
     micro_batches: tuple[BatchFeature, ...]
     names: tuple[str, ...]
     samples: int
+    unlabelled: tuple[str, ...] = ()
 
     def pin_memory(self) -> "StepBatch":
         """The same in memory from which an accelerator copies while it computes; PyTorch's loader calls this."""
@@ -162,11 +164,16 @@ def _collate(collator: Collator, size: int, samples: Sequence[Sample | Cornstarc
     if wrong is not None:
         return wrong
     try:
-        micro_batches = tuple(collator(whole[i : i + size]) for i in range(0, len(whole), size))
+        made = [labelled_batch(collator, whole[i : i + size]) for i in range(0, len(whole), size)]
     except CornstarchError as error:
         return error
-    names = tuple(sample.name for sample in whole)
-    return StepBatch(micro_batches=micro_batches, names=names, samples=len(whole))
+    unlabelled = tuple(sample.name for _, left_out in made for sample in left_out)
+    return StepBatch(
+        micro_batches=tuple(batch for batch, _ in made if batch is not None),
+        names=tuple(sample.name for sample in whole),
+        samples=len(whole) - len(unlabelled),
+        unlabelled=unlabelled,
+    )
 
 
 class _Samples(Dataset[Sample | CornstarchError]):

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from cornstarch.data import Batches, Collator, Sample, Source, first_samples, set_template
+from cornstarch.data.collation import labelled_batch
 from cornstarch.errors import ArgumentError, CornstarchError, TrainingError
 from cornstarch.models.multimodal_language_model import MultimodalModel, MultimodalProcessor, anatomy, pretrained
 from cornstarch.training import building, checkpoints, pictures, report, selection
@@ -15,7 +16,7 @@ from cornstarch.training.config import SourceConfig, TrainConfig
 from cornstarch.training.devices import check_precision, pick_device
 from cornstarch.training.evaluation import AnswerMetric, in_evaluation_mode
 from cornstarch.training.folder import RunFolder, flat, refuse_other_config
-from cornstarch.training.loop import Callback, Loop, LossTerm, Metric, labelled_tokens
+from cornstarch.training.loop import Callback, Loop, LossTerm, Metric
 from cornstarch.training.metrics import Trackers, check_trackers
 from cornstarch.training.moments import Checker, Keeper, Recorder, warn
 from cornstarch.training.optimizers import make_optimizer, parameter_groups
@@ -240,10 +241,9 @@ def _look_at(collator: Collator, source: Source, name: str, *, show: bool = True
     if not samples:
         raise ArgumentError(f"{name}: the source has no samples")
     try:
-        if show:
-            print(report.sample_text(collator, samples[0]), flush=True)
-        marks = collator.processor.token_ids.values()
-        labelled = any(labelled_tokens(collator([sample]), marks) for sample in samples)
+        labelled = next((sample for sample in samples if labelled_batch(collator, [sample])[0]), None)
+        if show and labelled is not None:
+            print(report.sample_text(collator, labelled), flush=True)
     except (RuntimeError, IndexError) as error:
         if isinstance(error, CornstarchError):
             raise
@@ -251,7 +251,7 @@ def _look_at(collator: Collator, source: Source, name: str, *, show: bool = True
             f"{name}: an encoder refuses what its processor makes of {samples[0].name}: {error}; are the processor's "
             "sizes those of the encoder?"
         ) from error
-    if not labelled:
+    if labelled is None:
         raise TrainingError(
             f"{name}: none of the first {len(samples)} samples has a labelled token, so there is no loss that could "
             "fall: labels are on what the assistant says; is data.max_length so short that answers are cut off?"
@@ -260,7 +260,7 @@ def _look_at(collator: Collator, source: Source, name: str, *, show: bool = True
 
 def _try(model: MultimodalModel, collator: Collator, source: Source) -> None:
     """Run the model on one sample, so that parts that do not fit are said before anything is written."""
-    sample = first_samples(source, 1)[0]
+    sample = next(sample for sample in first_samples(source, _LOOKED_AT) if labelled_batch(collator, [sample])[0])
     batch = {name: value.to(model.device) for name, value in collator([sample]).items()}
     try:
         with in_evaluation_mode(model):
