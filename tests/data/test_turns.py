@@ -210,6 +210,31 @@ def test_text_that_is_changed_is_what_follows_the_prompt(odd: Any) -> None:
     assert labelled(odd, TALKS["several"][:4]) == ["BECAUSE.</s>", "YES, BECAUSE.\n\nTHAT IS ALL.</s>"]
 
 
+def test_changed_text_without_a_prompt_is_refused(odd: Any) -> None:
+    """Nothing says where it begins, and the header must not be taken for it."""
+    odd.llm_tokenizer.chat_template = NO_PROMPT.replace("m['content']", "m['content'] | upper")
+    with pytest.raises(SampleError, match="writes turn 1 differently"):
+        render(odd, messages(TALKS["single"]))
+
+
+def test_blanks_at_the_end_are_labelled() -> None:
+    """Also by a tokenizer that leaves them out of its offsets, where no token ends the turn."""
+    used = processor("chatml", True)
+    before, used.llm_tokenizer.chat_template = used.llm_tokenizer.chat_template, NO_END
+    try:
+        assert labelled(used, [("user", "x"), ("assistant", "a  "), ("user", "y")]) == [" a  "]
+    finally:
+        used.llm_tokenizer.chat_template = before
+
+
+def test_what_stands_first_is_not_learnt(odd: Any) -> None:
+    """A label there has no part in the loss."""
+    odd.llm_tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(UnlabelledError):
+        Collator(odd)([messages([("user", ""), ("assistant", "a")])])
+    assert labelled(odd, [("user", ""), ("assistant", "ab")]) == ["ab"]
+
+
 def test_templates_have_names(odd: Any) -> None:
     """Those of this package their own, others that of the tokenizer and how they begin."""
     for name in TEMPLATES:
@@ -288,6 +313,14 @@ def test_plain_spans_are_text(odd: Any) -> None:
         odd(None, {**options, "add_special_tokens": True})
     with pytest.raises(ArgumentError, match=r"plain_spans: sample 0 has \(1, 50\)"):
         odd(None, {**options, "plain_spans": [[(1, 50)]]})
+
+
+def test_no_blank_is_put_where_a_text_is_taken_apart() -> None:
+    """SentencePiece's begin of a text is that of the whole text alone."""
+    used = processor("mistral")
+    options = {"text": ["a</s>b"], "add_special_tokens": False, "plain_spans": [[(1, 5)]]}
+    assert used.llm_tokenizer.convert_ids_to_tokens(used(None, options)["input_ids"][0])[1] == "<0x3C>"
+    assert used.decode(used(None, options)["input_ids"][0]) == "a</s>b"
 
 
 def test_special_tokens_that_cannot_be_text_are_refused() -> None:
