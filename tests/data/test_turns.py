@@ -268,6 +268,28 @@ def test_midnight_may_come(monkeypatch: pytest.MonkeyPatch) -> None:
     assert days == {"01 Jan", "02 Jan"}
 
 
+@pytest.mark.parametrize(
+    "name, mark, special, blank",
+    [
+        ("smolvlm", "<image>", ["<end_of_utterance>"], " "),
+        ("qwen2_5_vl", "<|image_pad|>", ["<|im_end|>", "<|im_start|>", "<|vision_start|>", "<|vision_end|>"], ""),
+    ],
+)
+def test_templates_that_take_content_in_parts(name: str, mark: str, special: list[str], blank: str) -> None:
+    """They write images themselves, and SmolVLM's takes no strings at all."""
+    tokenizer = parts.tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": special}, replace_extra_special_tokens=False)
+    tokenizer.chat_template = stored(name)
+    images = {"vision": parts.clip_processor()}
+    used = parts.MultimodalProcessor(images, tokenizer, parts.vision_model(), predefined_tokens={"vision": mark})
+    for talk in ("single", "several", "system", "images", "nothing said"):
+        turns = TALKS[talk]
+        expected = [f"{blank}{said}{special[0]}" for role, said in turns if role == "assistant"]
+        assert labelled(used, turns) == expected
+        assert render(used, messages(turns)).text.endswith(f"{expected[-1]}\n")
+    assert Collator(used).end_of_turn == tokenizer.convert_tokens_to_ids(special[0])
+
+
 # --- special tokens ---------------------------------------------------------------------------------------------------
 
 

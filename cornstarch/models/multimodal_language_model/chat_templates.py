@@ -86,13 +86,16 @@ def end_of_turn(tokenizer: Any) -> int | None:
     """
     if tokenizer.chat_template is None:
         return None
-    exchange = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}]
-    try:
-        _, _, rest = str(tokenizer.apply_chat_template(exchange, tokenize=False)).rpartition(_ANSWER)
-    except Exception:  # templates refuse in ways of their own
-        return None
     ids = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
-    return ids.get(closing_of(rest, ids).lstrip())
+    for content in (lambda text: text, lambda text: [{"type": "text", "text": text}]):
+        exchange = [{"role": "user", "content": content("a")}, {"role": "assistant", "content": content(_ANSWER)}]
+        try:
+            text = str(tokenizer.apply_chat_template(exchange, tokenize=False))
+        except Exception:  # templates refuse in ways of their own
+            continue
+        if _ANSWER in text:
+            return ids.get(closing_of(text.rpartition(_ANSWER)[2], ids).lstrip())
+    return None
 
 
 def form_of(tokenizer: Any, template: Any, marks: Mapping[str, str]) -> Form | None:
