@@ -13,8 +13,10 @@ from cornstarch.errors import (
     MediaError,
     MissingFileError,
     ModalityMismatchError,
+    SampleError,
     TrainingError,
     UnknownArgumentError,
+    UnlabelledError,
 )
 from cornstarch.models.multimodal_language_model import (
     AveragePool,
@@ -192,6 +194,7 @@ __all__ = [
     "RowsConfig",
     "RunConfig",
     "Sample",
+    "SampleError",
     "ScheduleConfig",
     "SelectFeatures",
     "Source",
@@ -207,6 +210,7 @@ __all__ = [
     "TrainingError",
     "TrainsConfig",
     "UnknownArgumentError",
+    "UnlabelledError",
     "UnpadImages",
     "__version__",
     "answer",

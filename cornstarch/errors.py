@@ -2,7 +2,9 @@
 
     CornstarchError
     ├── ArgumentError (ValueError)             a value that cannot be used, with the values that can
-    │   └── ModalityMismatchError              modality tokens, inputs and features that do not pair
+    │   ├── ModalityMismatchError              modality tokens, inputs and features that do not pair
+    │   └── SampleError                        a conversation that cannot be written as text and labels
+    │       └── UnlabelledError                one in which no token is labelled
     ├── UnknownArgumentError (TypeError)       a keyword that no part of the model takes
     ├── MediaError (ValueError)                an image, sound or video that cannot be read
     ├── CheckpointError (OSError)              a saved model or processor that cannot be used
@@ -24,6 +26,44 @@ class ArgumentError(CornstarchError, ValueError):
 
 class ModalityMismatchError(ArgumentError):
     """Modality tokens, encoder inputs and features do not pair; the message names modality, counts and sample."""
+
+
+class SampleError(ArgumentError):
+    """A conversation that cannot be written as text and labels.
+
+    Args:
+        message: names it.
+        sample: its name.
+
+    Attributes:
+        sample: its name.
+    """
+
+    def __init__(self, message: str, sample: str) -> None:
+        super().__init__(message, sample)
+        self.sample = sample
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class UnlabelledError(SampleError):
+    """A conversation in which no token is labelled, as it has no answer or was cut before it.
+
+    Args:
+        message: names the first such in a batch.
+        sample: its name.
+        places: which samples of the batch are so, from 0.
+
+    Attributes:
+        sample: name of the first.
+        places: which samples of the batch are so, from 0.
+    """
+
+    def __init__(self, message: str, sample: str, places: tuple[int, ...]) -> None:
+        super().__init__(message, sample)
+        self.args = (message, sample, places)
+        self.places = places
 
 
 class UnknownArgumentError(CornstarchError, TypeError):

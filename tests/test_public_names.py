@@ -42,6 +42,8 @@ def test_errors_are_the_built_in_ones_too() -> None:
     expected = {
         "ArgumentError": ValueError,
         "ModalityMismatchError": ValueError,
+        "SampleError": ValueError,
+        "UnlabelledError": ValueError,
         "UnknownArgumentError": TypeError,
         "MediaError": ValueError,
         "CheckpointError": OSError,

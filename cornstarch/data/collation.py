@@ -1,13 +1,16 @@
 """3. Samples -> a batch the model takes, with labels on what the assistant says."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from transformers import BatchFeature
 
-from cornstarch.data.conversations import render
+from cornstarch.data.conversations import Rendered, render
 from cornstarch.data.samples import Sample
-from cornstarch.errors import ArgumentError
+from cornstarch.errors import ArgumentError, UnlabelledError
+from cornstarch.models.multimodal_language_model.chat_templates import end_of_turn
+from cornstarch.models.multimodal_language_model.merge import IGNORE_INDEX
 from cornstarch.models.multimodal_language_model.processing import MultimodalProcessor
 
 
@@ -17,6 +20,7 @@ class Collator:
     Args:
         processor: of the model; its tokenizer must have a chat template (`cornstarch.data.set_template`).
         max_length: positions a sample may take; what is longer is cut at its end, never through an input's positions.
+            One that has no label left is an `UnlabelledError`.
         turns: which of the assistant's turns carry labels.
 
     Raises:
@@ -45,18 +49,35 @@ class Collator:
             `input_ids`, `attention_mask`, `labels` (B, S), and the encoders' tensors.
 
         Raises:
-            ArgumentError: if a conversation cannot be written as text; the message names the sample.
+            SampleError: if a conversation cannot be written as text; the message names the sample.
+            UnlabelledError: if a sample has no labelled token, perhaps since it was cut.
             ModalityMismatchError: if marks and inputs do not pair.
             MediaError: if a medium cannot be read.
         """
         rendered = [render(self.processor, sample, turns=self.turns) for sample in samples]
-        options = {"padding": True, "padding_side": "right", "label_spans": [spans for _, spans in rendered]}
+        options: dict[str, Any] = {"padding": True, "padding_side": "right"}
+        options["label_spans"] = [conversation.spans for conversation in rendered]
         if self.max_length is not None:
             options |= {"truncation": True, "max_length": self.max_length}
-        return self._process(samples, [text for text, _ in rendered], options)
+        batch = self._process(samples, rendered, options)
+        # What stands first is predicted from nothing, so it is not learnt.
+        learnt = (batch["labels"][:, 1:] != IGNORE_INDEX).any(dim=1).tolist()
+        places = tuple(place for place, is_learnt in enumerate(learnt) if not is_learnt)
+        if places:
+            name = samples[places[0]].name
+            cut = "" if self.max_length is None else f" within its first {self.max_length} positions"
+            raise UnlabelledError(
+                f"{name}: no labelled token{cut}: labels are on what the assistant says; does the conversation have an "
+                "answer, and is max_length above what stands before it?",
+                name,
+                places,
+            )
+        return batch
 
     def prompts(self, samples: Sequence[Sample]) -> BatchFeature:
         """A left-padded batch of conversations up to the assistant's last turn, to generate that.
+
+        A prompt ends where the labels of that turn would begin, with all that the template writes before it.
 
         Args:
             samples: at least one; what a prompt holds is never cut.
@@ -65,28 +86,58 @@ class Collator:
             `input_ids`, `attention_mask` (B, S), and the encoders' tensors.
 
         Raises:
-            ArgumentError: if a conversation cannot be written as text; the message names the sample.
+            SampleError: if a conversation cannot be written as text; the message names the sample.
             ModalityMismatchError: if marks and inputs do not pair.
             MediaError: if a medium cannot be read.
         """
-        prompts = [sample.prompt for sample in samples]
-        text = [render(self.processor, sample, generate=True).text for sample in prompts]
-        return self._process(prompts, text, {"padding": True, "padding_side": "left"})
+        rendered = [render(self.processor, _up_to_answer(sample), generate=True) for sample in samples]
+        return self._process([sample.prompt for sample in samples], rendered, {"padding": True, "padding_side": "left"})
 
     @property
     def end_of_turn(self) -> int | None:
-        """The id of the special token with which the chat template ends the assistant's turns; None if it has none."""
-        messages = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
-        text, spans = render(self.processor, Sample(messages=messages, name="a conversation"))
-        tokenizer = self.processor.llm_tokenizer
-        ids = tokenizer(text[: spans[-1][1]], add_special_tokens=False)["input_ids"]
-        return int(ids[-1]) if ids[-1] in tokenizer.all_special_ids else None
+        """The id of the token with which the chat template ends the assistant's turns; None if it has none."""
+        return end_of_turn(self.processor.llm_tokenizer)
 
-    def _process(self, samples: Sequence[Sample], text: list[str], options: dict[str, Any]) -> BatchFeature:
+    def _process(
+        self, samples: Sequence[Sample], rendered: Sequence[Rendered], options: dict[str, Any]
+    ) -> BatchFeature:
         inputs: dict[str, dict[str, Any]] = {}
         for key, (argument, kinds) in self.processor.media_arguments.items():
             media = [[medium for kind, medium in sample.media if kind in kinds] for sample in samples]
             if any(media):
                 inputs[key] = {argument: media}
+        options["text"] = [conversation.text for conversation in rendered]
+        if any(conversation.plain for conversation in rendered):
+            options["plain_spans"] = [conversation.plain for conversation in rendered]
         # A template writes the special tokens itself.
-        return self.processor(inputs, {"text": text, "add_special_tokens": False, **options}, return_tensors="pt")
+        return self.processor(inputs, {"add_special_tokens": False, **options}, return_tensors="pt")
+
+
+def labelled_batch(
+    collator: Callable[[Sequence[Sample]], BatchFeature], samples: Sequence[Sample]
+) -> tuple[BatchFeature | None, list[Sample]]:
+    """A batch of the samples in which a token is labelled.
+
+    Args:
+        collator: makes batches.
+        samples: at least one.
+
+    Returns:
+        The batch, None if there is nothing left for it; and the samples that were left out.
+
+    Raises:
+        ArgumentError: if a sample cannot be used for another reason.
+        MediaError: if a medium cannot be read.
+    """
+    try:
+        return collator(samples), []
+    except UnlabelledError as error:
+        out = error.places
+    left = [sample for place, sample in enumerate(samples) if place not in out]
+    return (collator(left) if left else None), [samples[place] for place in out]
+
+
+def _up_to_answer(sample: Sample) -> Sample:
+    """The conversation without what follows the assistant's last turn."""
+    number = len(sample.prompt.messages)
+    return replace(sample, messages=sample.messages[: number + 1])

@@ -1,13 +1,11 @@
 """2. A conversation -> the text the model reads, and which characters of it the assistant says."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from jinja2 import TemplateError
-
-from cornstarch.data.samples import Message, Sample, text_of
-from cornstarch.errors import ArgumentError
+from cornstarch.data.samples import Sample, text_of
+from cornstarch.data.turns import Chat
+from cornstarch.errors import ArgumentError, SampleError
 from cornstarch.models.multimodal_language_model.processing import MultimodalProcessor
 
 # Templates for tokenizers that have none. Jinja as in Hugging Face, with `first_token` for what their text starts with.
@@ -33,10 +31,12 @@ class Rendered(NamedTuple):
     Attributes:
         text: with a mark for every medium.
         spans: (start, end) of the characters of every turn of the assistant, with the token that ends it.
+        plain: (start, end) of what looks like special tokens but was said by somebody, so that it is text.
     """
 
     text: str
     spans: list[tuple[int, int]]
+    plain: list[tuple[int, int]]
 
 
 def set_template(tokenizer: Any, template: str | None = None) -> None:
@@ -74,60 +74,50 @@ def render(
 ) -> Rendered:
     """Write a conversation with the tokenizer's chat template.
 
-    What the assistant says is found by rendering the conversation up to each of its turns and with it, and comparing:
-    the text before a turn must be the beginning of the text with it, and that of the whole.
+    Where the assistant's turns are is found by writing the conversation again with a turn's text exchanged: what comes
+    before and after it then must come before and after the turn's text here. A turn is its text and the token that
+    ends it, and blanks before the text that a prompt to generate does not have. Where a template changes a turn's text
+    (thoughts that it takes apart), the turn is all that follows the prompt to generate it.
 
     Args:
         processor: its tokenizer has the template.
         sample: the conversation.
         turns: which of the assistant's turns to find.
-        generate: end where the assistant's next turn begins.
+        generate: end where the assistant's last turn begins or, if the conversation does not end with one, its next.
 
     Returns:
-        Text and spans.
+        Text and spans; no spans of turns with `generate`.
 
     Raises:
-        ArgumentError: if the template fails, or a text part holds a modality's mark; also if the template changes
+        SampleError: if the template fails, or a text part holds a modality's mark; also if the template changes
             earlier turns when later ones follow, so that nobody can tell what the assistant said.
     """
     for message in sample.messages:
         for token in (*processor.tokens.values(), *processor.feature_tokens.values()):
             if token in text_of(message):
-                raise ArgumentError(
+                raise SampleError(
                     f"{sample.name}: the text holds {token!r}, which stands for an input in text: take it out, or "
-                    "choose another mark (predefined_tokens)"
+                    "choose another mark (predefined_tokens)",
+                    sample.name,
                 )
-    text = _render(processor, sample, len(sample.messages), generate)
-    said = [number for number, message in enumerate(sample.messages) if message["role"] == "assistant"]
-    return Rendered(text, [_span(processor, sample, turn, text) for turn in (said[-1:] if turns == "last" else said)])
+    chat = Chat(processor, sample, _name_of_template(processor.llm_tokenizer))
+    answered = sample.messages[-1:] and sample.messages[-1]["role"] == "assistant"
+    if generate and not answered:
+        text, spans = chat.prompt(), []
+    else:
+        spans = chat.spans(last=generate or turns == "last")
+        text = chat.whole
+    if generate and answered:
+        text, spans = text[: spans[0][0]], []
+    shown, plain = chat.without_brackets(text)
+    return Rendered(shown, [(chat.place(text, start), chat.place(text, end)) for start, end in spans], plain)
 
 
-def _span(processor: MultimodalProcessor, sample: Sample, turn: int, text: str) -> tuple[int, int]:
-    """The characters of one turn of the assistant in the whole text."""
-    before = _render(processor, sample, turn, generate=True)
-    after = _render(processor, sample, turn + 1, generate=False).rstrip()
-    if not text.startswith(after) or not after.startswith(before):
-        raise ArgumentError(
-            f"{sample.name}: the tokenizer's chat template writes turn {turn} differently when other turns follow it, "
-            "so what the assistant said cannot be told; use another template (data.template), or train on the last "
-            "turn only (data.turns)"
-        )
-    return len(before), len(after)
-
-
-def _render(processor: MultimodalProcessor, sample: Sample, turns: int, generate: bool) -> str:
-    messages: Sequence[Message] = [_plain(message) for message in sample.messages[:turns]]
-    try:
-        return str(processor.apply_chat_template(messages, add_generation_prompt=generate))
-    except (TemplateError, ValueError, IndexError) as error:
-        raise ArgumentError(
-            f"{sample.name}: the tokenizer's chat template refuses turn {turns - 1}: {error}"
-        ) from error
-
-
-def _plain(message: Message) -> Message:
-    """A message without its media, whose places stay."""
-    if isinstance(message["content"], str):
-        return message
-    parts = [part if part["type"] == "text" else {"type": part["type"]} for part in message["content"]]
-    return {**message, "content": parts}
+def _name_of_template(tokenizer: Any) -> str:
+    """What messages call a tokenizer's chat template."""
+    template = tokenizer.chat_template
+    for name, known in TEMPLATES.items():
+        if template in (known.replace("{{ first_token }}", first) for first in (tokenizer.bos_token or "", "")):
+            return f"the chat template {name!r}"
+    begin = f" ({template[:40]!r}...)" if isinstance(template, str) else ""
+    return f"the chat template of the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__!r}{begin}"

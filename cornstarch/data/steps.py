@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 from torch.utils.data import Dataset
 from transformers import BatchFeature
 
-from cornstarch.data.collation import Collator
+from cornstarch.data.collation import Collator, labelled_batch
 from cornstarch.data.mixtures import MixtureSource
 from cornstarch.data.samples import Place, Sample, Source
 from cornstarch.data.streams import StreamSource
@@ -18,6 +18,7 @@ Policy = Literal["stop", "skip", "replace"]
 POLICIES = ("stop", "skip", "replace")
 _MOST_REPLACED = 100  # bad samples in a row, after which nothing takes the place of the first
 _NAMED = (ArgumentError, MediaError, ModalityMismatchError)  # errors that are made of a message alone
+_Made = tuple[BatchFeature | None, list[Sample]]  # a batch, and the samples that it has nothing to learn of
 _NOT_THE_SAMPLES_FAULT = (ImportError, MemoryError)
 
 
@@ -43,15 +44,17 @@ class StepBatch:
     """What one optimizer step is taken on.
 
     Attributes:
-        micro_batches: what the model is called with, one after the other.
+        micro_batches: what the model is called with, one after the other; empty if no sample has a labelled token.
         names: where the samples come from, for messages.
-        samples: how many there are.
+        samples: how many there are in the micro-batches.
+        unlabelled: names of samples that are in none, as no token of theirs is labelled, perhaps since they were cut.
         bad: samples that are left out, or that others have the places of.
     """
 
     micro_batches: tuple[BatchFeature, ...]
     names: tuple[str, ...]
     samples: int
+    unlabelled: tuple[str, ...] = ()
     bad: tuple[BadSample, ...] = ()
 
     def pin_memory(self) -> "StepBatch":
@@ -124,11 +127,12 @@ class Steps(Dataset[Any]):
 
     def __getitem__(self, places: Sequence[Any]) -> StepBatch | CornstarchError:
         """The step of some places; or what is wrong with a sample, since a worker's exceptions lose their form."""
-        micro_batches, samples, bad = [], list[Sample](), list[BadSample]()
+        micro_batches, samples, unlabelled, bad = [], list[Sample](), list[Sample](), list[BadSample]()
         try:
             for start in range(0, len(places), self._size):
-                found, batch = self._micro_batch(places[start : start + self._size], bad)
+                found, (batch, left_out) = self._micro_batch(places[start : start + self._size], bad)
                 samples += found
+                unlabelled += left_out
                 if batch is not None:
                     micro_batches.append(batch)
         except CornstarchError as error:
@@ -136,15 +140,17 @@ class Steps(Dataset[Any]):
         return StepBatch(
             micro_batches=tuple(micro_batches),
             names=tuple(sample.name for sample in samples),
-            samples=len(samples),
+            samples=len(samples) - len(unlabelled),
+            unlabelled=tuple(sample.name for sample in unlabelled),
             bad=tuple(bad),
         )
 
-    def _micro_batch(self, places: Sequence[Any], bad: list[BadSample]) -> tuple[list[Sample], BatchFeature | None]:
+    def _micro_batch(self, places: Sequence[Any], bad: list[BadSample]) -> tuple[list[Sample], _Made]:
+        """The samples at some places, and what is made of them."""
         before = len(bad)
         try:
             samples = [self._reading.sample(place) for place in places]
-            return samples, self._collator(samples)
+            return samples, labelled_batch(self._collator, samples)
         except _NOT_THE_SAMPLES_FAULT:
             raise
         except Exception as error:  # which sample it was is found out one by one
@@ -153,7 +159,7 @@ class Steps(Dataset[Any]):
             samples = [sample for place in places for sample in self._usable(place, bad)]
             if len(bad) == before:
                 raise  # none by itself
-        return samples, self._collator(samples) if samples else None
+        return samples, labelled_batch(self._collator, samples) if samples else (None, [])
 
     def _usable(self, place: Any, bad: list[BadSample]) -> Iterator[Sample]:
         """The sample at a place, or the one that stands in for it, if there is any."""
@@ -186,7 +192,7 @@ class Steps(Dataset[Any]):
         try:
             sample = self._reading.sample(place)
             name = sample.name
-            self._collator([sample])
+            labelled_batch(self._collator, [sample])
         except _NOT_THE_SAMPLES_FAULT:
             raise
         except Exception as error:

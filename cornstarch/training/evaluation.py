@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from cornstarch.data import Collator, Sample
+from cornstarch.data.collation import labelled_batch
 from cornstarch.errors import ArgumentError
 from cornstarch.models.multimodal_language_model import MultimodalModel
 from cornstarch.training.config import EvaluationConfig
@@ -59,7 +60,7 @@ def evaluate(
     if not samples:
         raise ArgumentError("there is nothing to check the model on: the source has no samples")
     with in_evaluation_mode(model), autocast or nullcontext():
-        figures = {"eval_loss": _loss(model, (collator(chunk) for chunk in chunks(samples, config.batch_size)))}
+        figures = {"eval_loss": _loss(model, _labelled_batches(collator, samples, config.batch_size))}
         answers: list[str] = []
         if config.generate:
             answers = answer(model, collator, samples, config)
@@ -132,6 +133,14 @@ def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
+
+
+def _labelled_batches(collator: Collator, samples: Sequence[Sample], size: int) -> Iterator[Batch]:
+    """Batches without the samples that no label is left in, which have no part in the loss."""
+    for chunk in chunks(samples, size):
+        batch, _ = labelled_batch(collator, chunk)
+        if batch is not None:
+            yield batch
 
 
 def _loss(model: MultimodalModel, batches: Iterator[Batch]) -> float:

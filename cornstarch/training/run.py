@@ -18,6 +18,7 @@ from cornstarch.data import (
     first_samples,
     set_template,
 )
+from cornstarch.data.collation import labelled_batch
 from cornstarch.data.steps import good_samples
 from cornstarch.errors import ArgumentError, CornstarchError, TrainingError
 from cornstarch.models.multimodal_language_model import MultimodalModel, MultimodalProcessor, anatomy, pretrained
@@ -26,7 +27,7 @@ from cornstarch.training.config import RowsConfig, SourceConfig, TrainConfig
 from cornstarch.training.devices import check_precision, pick_device
 from cornstarch.training.evaluation import AnswerMetric, in_evaluation_mode
 from cornstarch.training.folder import RunFolder, flat, refuse_other_config
-from cornstarch.training.loop import Callback, Loop, LossTerm, Metric, labelled_tokens
+from cornstarch.training.loop import Callback, Loop, LossTerm, Metric
 from cornstarch.training.metrics import Trackers, check_trackers
 from cornstarch.training.moments import Checker, Keeper, Recorder, Reporter, told, warn
 from cornstarch.training.optimizers import make_optimizer, parameter_groups
@@ -130,7 +131,7 @@ def train(
     checker = _checker(config, model, collator, validation, answer_metrics)
     samples = usable_samples(config, collator, source, _LOOKED_AT)
     _look_at(collator, samples, "data.train")
-    _try(model, collator, samples[0])
+    _try(model, collator, next(sample for sample in samples if labelled_batch(collator, [sample])[0]))
     state = checkpoints.load(resumed) if resumed is not None else None
 
     with folder.held():
@@ -282,10 +283,9 @@ def _look_at(collator: Collator, samples: list[Sample], name: str, *, show: bool
     if not samples:
         raise ArgumentError(f"{name}: the source has no samples that can be used")
     try:
-        if show:
-            print(report.sample_text(collator, samples[0]), flush=True)
-        marks = collator.processor.token_ids.values()
-        labelled = any(labelled_tokens(collator([sample]), marks) for sample in samples)
+        labelled = next((sample for sample in samples if labelled_batch(collator, [sample])[0]), None)
+        if show and labelled is not None:
+            print(report.sample_text(collator, labelled), flush=True)
     except (RuntimeError, IndexError) as error:
         if isinstance(error, CornstarchError):
             raise
@@ -293,7 +293,7 @@ def _look_at(collator: Collator, samples: list[Sample], name: str, *, show: bool
             f"{name}: an encoder refuses what its processor makes of {samples[0].name}: {error}; are the processor's "
             "sizes those of the encoder?"
         ) from error
-    if not labelled:
+    if labelled is None:
         raise TrainingError(
             f"{name}: none of the first {len(samples)} samples has a labelled token, so there is no loss that could "
             "fall: labels are on what the assistant says; is data.max_length so short that answers are cut off?"

@@ -139,7 +139,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
 
 def test_a_template_that_refuses_a_role_is_named() -> None:
     _, processor = pair(MISTRAL)
-    with pytest.raises(ArgumentError, match=r"a talk: .*refuses turn .*only user and assistant"):
+    with pytest.raises(ArgumentError, match=r"a talk: .*refuses a conversation of system, user, assistant: only"):
         Collator(processor)([talk("a", "b", system="c")])
 
 

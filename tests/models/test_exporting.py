@@ -551,31 +551,31 @@ def test_quantised_parts_and_parts_without_values(tmp_path: Path) -> None:
 
 def test_what_would_differ_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault anywhere in the format is found by comparing; the former export stays."""
-    from cornstarch.models.multimodal_language_model import export_llava
+    from cornstarch.models.multimodal_language_model import export_two_linears
 
     model, processor = pair()
     export_to_hf(model, processor, tmp_path)
     former = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    monkeypatch.setattr(export_llava, "_activation_name", lambda *_: "relu")
+    monkeypatch.setattr(export_two_linears, "_activation_name", lambda *_: "relu")
     with pytest.raises(ArgumentError, match=r"would differ .* The features of the images differ already, by"):
         export_to_hf(model, processor, tmp_path)
     monkeypatch.undo()
-    identity = export_llava.chat_templates.with_typed_content
+    identity = export_two_linears.chat_templates.with_typed_content
     monkeypatch.setattr(
-        export_llava.chat_templates, "with_typed_content", lambda template, *rest: "?" + identity(template, *rest)
+        export_two_linears.chat_templates, "with_typed_content", lambda template, *rest: "?" + identity(template, *rest)
     )
     with pytest.raises(ArgumentError, match="other ids of a conversation"):
         export_to_hf(model, processor, tmp_path)
     monkeypatch.undo()
-    original = export_llava._head
+    original = export_two_linears._head
 
     def shifted(language_model: Any) -> Any:
         head = original(language_model)
         head.weight = nn.Parameter(head.weight * 1.001)
         return head
 
-    monkeypatch.setattr(export_llava, "_head", shifted)
+    monkeypatch.setattr(export_two_linears, "_head", shifted)
     with pytest.raises(ArgumentError, match=r"differ from the model's on images and text, by 0.001"):
         export_to_hf(model, processor, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == former

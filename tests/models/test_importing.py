@@ -2,12 +2,13 @@
 
 import copy
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PaliGemmaForConditionalGeneration
+from transformers import AutoConfig, DynamicCache, LogitsProcessorList, PaliGemmaForConditionalGeneration
 
 from cornstarch import ArgumentError, MultimodalModel
 from cornstarch.models.multimodal_language_model import importing
@@ -109,6 +110,80 @@ def test_greedy_text(name: str, beams: int) -> None:
     assert torch.equal(found.sequences, expected.sequences)
     for mine, theirs in zip(found.scores, expected.scores, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)  # `generate` takes them in fp32
+
+
+def test_static_and_given_caches(name: str) -> None:
+    """Give the text of the model's own cache."""
+    original = ORIGINALS[name].make()
+    inputs = ORIGINALS[name].inputs(original)
+    model = importing.take_apart(original)
+    expected = model.generate(**inputs, **GREEDY)
+    assert torch.equal(model.generate(**inputs, **GREEDY, cache_implementation="static"), expected)
+    given = DynamicCache(config=model.language_model.config)
+    assert torch.equal(model.generate(**inputs, **GREEDY, past_key_values=given), expected)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen3-vl"])
+def test_threads_do_not_see_each_others_prompts(name: str) -> None:
+    """One generates from text of another length while another is in the midst of an image's."""
+    original = ORIGINALS[name].make()
+    inputs = ORIGINALS[name].inputs(original)
+    model = importing.take_apart(original)
+    ids = torch.arange(3, 12)[None]
+    expected, found = model.generate(ids, torch.ones_like(ids), **GREEDY), []
+
+    def meanwhile(_: Tensor, scores: Tensor) -> Tensor:
+        thread = Thread(target=lambda: found.append(model.generate(ids, torch.ones_like(ids), **GREEDY)))
+        thread.start()
+        thread.join()
+        return scores
+
+    model.generate(**inputs, **GREEDY, logits_processor=LogitsProcessorList([meanwhile]))
+    assert len(found) == GREEDY["max_new_tokens"]
+    assert all(torch.equal(text, expected) for text in found)
+
+
+def test_a_cache_that_holds_a_part_of_the_prompt_is_refused() -> None:
+    """Where the prompt's masks are ready ones; nothing is left behind."""
+    original = ORIGINALS["gemma3"].make()
+    inputs = ORIGINALS["gemma3"].inputs(original)
+    model = importing.take_apart(original)
+    expected = model.generate(**inputs, **GREEDY)
+    cache = model.generate(**inputs, **GREEDY, return_dict_in_generate=True).past_key_values
+    longer = {"input_ids": torch.cat([expected, expected[:, -1:]], dim=1), "pixel_values": inputs["pixel_values"]}
+    with pytest.raises(ArgumentError, match="generate without a cache that holds the others"):
+        model.generate(**longer, **GREEDY, past_key_values=cache)
+    assert torch.equal(model.generate(**inputs, **GREEDY), expected)
+
+
+@torch.no_grad()
+def test_ready_outputs_that_lack_something() -> None:
+    """Rows alone have nothing for inner layers, and no places in a grid."""
+    original = ORIGINALS["qwen3-vl"].make()
+    inputs = ORIGINALS["qwen3-vl"].inputs(original)
+    model = importing.take_apart(original)
+    expected = model(**inputs).logits
+    pixels = inputs.pop("pixel_values")
+    tower = model.vision_encoder.module(pixels, grid_thw=inputs["image_grid_thw"])
+    whole = model.vision_encoder.postprocess_module_callback({}, tower)
+    close(model(**inputs, encoder_outputs={"vision": whole}).logits, expected)
+    with pytest.raises(ArgumentError, match="without those of inner layers"):
+        model(**inputs, encoder_outputs={"vision": whole.rows})
+    del inputs["image_grid_thw"]
+    with pytest.raises(ArgumentError, match="need image_grid_thw"):
+        model(**inputs, encoder_outputs={"vision": whole})
+
+
+@torch.no_grad()
+def test_no_images_at_all() -> None:
+    """Empty tensors of a batch without images, beside counts that are not empty, are text alone."""
+    original = ORIGINALS["llava-onevision"].make()
+    inputs = ORIGINALS["llava-onevision"].inputs(original)
+    model = importing.take_apart(original)
+    ids = torch.arange(3, 21).reshape(2, 9)
+    none = {name: inputs[name][:0] for name in ("pixel_values", "image_sizes")}
+    found = model(input_ids=ids, **none, batch_num_images=torch.tensor([0, 0])).logits
+    close(found, model(input_ids=ids).logits)
 
 
 @pytest.mark.parametrize("layer, strategy, positions", [(-1, "full", 17), ([-3, -1], "default", 16)])

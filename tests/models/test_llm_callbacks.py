@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cornstarch import ModalEncoderModule, ModalityMismatchError, MultimodalModel
-from cornstarch.models.multimodal_language_model import callbacks
+from cornstarch import ArgumentError, ModalEncoderModule, ModalityMismatchError, MultimodalModel
+from cornstarch.models.multimodal_language_model import callbacks, importing
 from cornstarch.models.multimodal_language_model.callbacks import Chain
 from cornstarch.models.multimodal_language_model.llm_callbacks import (
     DeepFeatures,
@@ -94,6 +94,26 @@ def test_without_grids_or_with_the_callers_positions_nothing_changes() -> None:
     assert callback(text) == text
     given = {**text, "position_ids": torch.zeros(3, 1, 2), "image_grid_thw": torch.tensor([[1, 2, 2]])}
     assert callback(given) == given
+
+
+def test_positions_behind_a_cache_are_the_callers() -> None:
+    """They cannot be told from the tokens that follow; with the original's own they give its logits, fp64, 1e-10."""
+    original = ORIGINALS["qwen2-vl"].make()
+    inputs = ORIGINALS["qwen2-vl"].inputs(original)
+    following = torch.tensor([[7], [8]])
+    whole = {**inputs, "input_ids": torch.cat([inputs["input_ids"], following], dim=1)}
+    whole["mm_token_type_ids"] = (whole["input_ids"] == IMAGE).int()
+    with torch.no_grad():
+        expected = original(**whole).logits[:, -1]
+        found, _ = original.model.get_rope_index(
+            whole["input_ids"], whole["mm_token_type_ids"], inputs["image_grid_thw"]
+        )
+        model = importing.take_apart(original)
+        cache = model(**inputs, use_cache=True).past_key_values
+        with pytest.raises(ArgumentError, match="position_ids, going on from the largest"):
+            model(input_ids=following, past_key_values=cache)
+        logits = model(input_ids=following, past_key_values=cache, position_ids=found[..., -1:]).logits[:, -1]
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)
 
 
 # --- features that see each other -------------------------------------------------------------------------------------

@@ -466,3 +466,12 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
 def test_only_the_main_process_writes(tmp_path: Path) -> None:
     parts.vision_model().save_pretrained(tmp_path / "saved", is_main_process=False)
     assert not (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+def test_code_from_the_hub_named_by_a_config_is_refused(name: str, tmp_path: Path) -> None:
+    parts.vision_model().save_pretrained(tmp_path)
+    path = tmp_path / "language_model" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: "someone/kernel"}))
+    with pytest.raises(CheckpointError, match="code from the hub"):
+        MultimodalModel.from_pretrained(tmp_path)

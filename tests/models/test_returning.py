@@ -1,13 +1,15 @@
 """Back into the format that a model came from: plain transformers loads what was trained, with the same logits."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaForCausalLM
 
-from cornstarch import ArgumentError, AveragePool, ModalEncoderModule, MultimodalModel
+from cornstarch import ArgumentError, AveragePool, CornstarchError, ModalEncoderModule, MultimodalModel
 from cornstarch.models.multimodal_language_model import importing, returning
 from tests import parts
 from tests.models.originals import ORIGINALS
@@ -43,6 +45,32 @@ def test_trained_weights_go_back(name: str, tmp_path: Path) -> None:
     assert torch.equal(reloaded.generate(**batch, **GREEDY), text)
 
 
+@pytest.mark.parametrize("change", ["fewer layers", "tied"])
+@torch.no_grad()
+def test_the_config_says_what_the_parts_are_now(change: str, tmp_path: Path) -> None:
+    """A language model of the same class with fewer layers and other positions; a head that was tied since."""
+    model, cls, inputs = trained("llava", tmp_path)
+    if change == "tied":
+        model.language_model.set_output_embeddings(nn.Linear(24, 64, bias=False, dtype=torch.float64))
+        model.language_model.lm_head.weight = model.language_model.get_input_embeddings().weight
+    else:
+        config = copy.deepcopy(model.language_model.config)
+        config.num_hidden_layers, config.rope_parameters["rope_theta"] = 2, 77.0
+        model.replace_part("language_model", LlamaForCausalLM(config).double().eval())
+    expected = model(**inputs).logits
+    returning.original_of(model).save_pretrained(tmp_path / "back")
+    reloaded, report = cls.from_pretrained(tmp_path / "back", dtype=torch.float64, output_loading_info=True)
+    assert not report["missing_keys"]
+    close(reloaded(**inputs).logits, expected)
+
+
+def test_a_tied_head_that_the_format_cannot_tie_is_refused(tmp_path: Path) -> None:
+    model, *_ = trained("qwen2-audio", tmp_path)
+    model.language_model.lm_head.weight = model.language_model.get_input_embeddings().weight
+    with pytest.raises(ArgumentError, match="cannot tie them"):
+        returning.original_of(model)
+
+
 def test_what_the_format_has_no_place_for(tmp_path: Path) -> None:
     """A model of one's own, a changed callback, another projector, a further encoder: each is refused by its place."""
     with pytest.raises(ArgumentError, match="was not imported"):
@@ -62,3 +90,22 @@ def test_what_the_format_has_no_place_for(tmp_path: Path) -> None:
     larger.origin = model.origin
     with pytest.raises(ArgumentError, match=r"encoders vision, speech.*'vision' only"):
         returning.original_of(larger)
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        ({"shape": "other"}, "the shape 'other', which this version does not know"),
+        ({"class": "os.system"}, "os.system, which is no class of transformers"),
+        ({"class": "transformers.configuration_utils.PreTrainedConfig"}, "is no PreTrainedModel of transformers"),
+        ({"config_class": None}, "names None, which is no PreTrainedConfig"),
+        ({"config": "llava"}, "was imported with is damaged"),
+        ({"config": {"vision_config": 3}}, "was imported with is damaged"),
+    ],
+)
+def test_a_damaged_origin(damage: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """Each is said, and nothing that is not of transformers is ever imported."""
+    model, *_ = trained("llava", tmp_path)
+    model.origin = {**model.origin, **damage}
+    with pytest.raises(CornstarchError, match=message):
+        returning.original_of(model)

@@ -250,6 +250,10 @@ def test_batches_without_labels_are_passed_over() -> None:
     assert [(record.step, record.skipped) for record in records] == [(1, 2), (2, 2)]
     with pytest.raises(TrainingError, match=r"step 1: 100 batches in a row have nothing to learn from.*colour"):
         Loop(model, optimizer, Batches(Silent(6, 6), collator, 2), steps=1).run()
+    first, second = (next(batches) for batches in [Batches(Silent(6, 1), collator, 3, shuffle=False)] for _ in range(2))
+    assert (first.samples, first.unlabelled, first.names) == (2, ("colour 0",), ("colour 0", "colour 1", "colour 2"))
+    assert (second.samples, second.unlabelled) == (3, ())
+    assert first.micro_batches[0]["labels"].shape[0] == 2
 
 
 def test_a_loss_term_that_is_no_number_is_named() -> None:

@@ -1,4 +1,4 @@
-"""1e. A causal language model out of a text backbone and a head, for backbones that transformers has no such class for.
+"""5f. A causal language model out of a text backbone and a head, for backbones that transformers has no such class for.
 
 The text sides of many multimodal models (Qwen2-VL, Qwen3-VL, GLM-4V, ...) come without a causal language model of their
 own: only the whole has a head. Here the backbone is used as it is, and what its config says of the head is done behind
@@ -174,9 +174,8 @@ class BackboneWithHead(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         """As in transformers, which does not know the backbone's own arguments."""
-        super()._validate_model_kwargs(
-            {name: value for name, value in model_kwargs.items() if name not in self._own_inputs}
-        )
+        known = {*self._own_inputs, *anatomy.CACHE_NAMES}
+        super()._validate_model_kwargs({name: value for name, value in model_kwargs.items() if name not in known})
 
     def prepare_inputs_for_generation(
         self,

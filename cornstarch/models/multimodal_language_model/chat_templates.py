@@ -1,14 +1,15 @@
-"""1f. Chat templates that take content in parts: which do, and how to make one that does of one that does not."""
+"""1e. Chat templates that take content in parts: which do, and how to make one that does of one that does not."""
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from cornstarch.errors import ArgumentError
 
 Form = Literal["parts", "parts or text"]
 
+_ANSWER = "\ue000"  # stands in no template
 # Turns typed content into a string, as `MultimodalProcessor.apply_chat_template` does, and writes nothing itself. What
 # follows begins behind an expression, since Jinja would take a line break behind a statement for the statement's.
 _PREAMBLE = """\
@@ -58,8 +59,24 @@ def _literal(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+def closing_of(rest: str, tokens: Iterable[str]) -> str:
+    """What ends a turn, of all that a chat template writes after the text of a conversation's last turn.
+
+    Args:
+        rest: what it writes there.
+        tokens: the tokens that a tokenizer finds in text as they are.
+
+    Returns:
+        Up to the first such token, with it, if there are only blanks before it: templates may go on with a line break,
+        or a token that ends the whole text. Else everything but blanks at the end.
+    """
+    text = rest.lstrip()
+    token = max((token for token in tokens if token.strip() and text.startswith(token)), key=len, default=None)
+    return rest.rstrip() if token is None else rest[: len(rest) - len(text) + len(token)]
+
+
 def end_of_turn(tokenizer: Any) -> int | None:
-    """The id of the special token with which a tokenizer's chat template ends what the assistant says.
+    """The id of the token with which a tokenizer's chat template ends what the assistant says.
 
     Args:
         tokenizer: with or without a template.
@@ -69,13 +86,16 @@ def end_of_turn(tokenizer: Any) -> int | None:
     """
     if tokenizer.chat_template is None:
         return None
-    asked = [{"role": "user", "content": "a"}]
-    try:
-        text = str(tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": "b"}], tokenize=False))
-    except Exception:  # templates refuse in ways of their own
-        return None
-    ids = tokenizer(text.rstrip(), add_special_tokens=False)["input_ids"]
-    return int(ids[-1]) if ids and ids[-1] in tokenizer.all_special_ids else None
+    ids = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
+    for content in (lambda text: text, lambda text: [{"type": "text", "text": text}]):
+        exchange = [{"role": "user", "content": content("a")}, {"role": "assistant", "content": content(_ANSWER)}]
+        try:
+            text = str(tokenizer.apply_chat_template(exchange, tokenize=False))
+        except Exception:  # templates refuse in ways of their own
+            continue
+        if _ANSWER in text:
+            return ids.get(closing_of(text.rpartition(_ANSWER)[2], ids).lstrip())
+    return None
 
 
 def form_of(tokenizer: Any, template: Any, marks: Mapping[str, str]) -> Form | None:

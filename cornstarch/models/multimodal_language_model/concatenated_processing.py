@@ -1,4 +1,4 @@
-"""1d. One image processor for several encoders of the same images: each gets pixels as its own prepares them."""
+"""1h. One image processor for several encoders of the same images: each gets pixels as its own prepares them."""
 
 from collections.abc import Mapping
 from pathlib import Path

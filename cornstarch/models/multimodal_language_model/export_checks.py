@@ -1,4 +1,4 @@
-"""6j. What is written against the model: logits of a small batch, then ids and pixels of the processors."""
+"""7d. What is written against the model: logits of a small batch, then ids and pixels of the processors."""
 
 from collections.abc import Mapping
 from pathlib import Path

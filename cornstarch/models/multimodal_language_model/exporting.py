@@ -1,4 +1,4 @@
-"""6g. Out to Hugging Face: checkpoints that plain transformers loads, without this package.
+"""7. Out to Hugging Face: checkpoints that plain transformers loads, without this package.
 
     the model --replica--> parts of its own, adapters merged --format--> a shell of Hugging Face's class
     --check--> the same logits --save_pretrained--> a folder --check--> the same ids and pixels --> in its place
@@ -18,7 +18,7 @@ from cornstarch.errors import ArgumentError
 from cornstarch.models.multimodal_language_model import (
     anatomy,
     export_checks,
-    export_llava,
+    export_two_linears,
     freezing,
     model_card,
     quantized,
@@ -30,7 +30,7 @@ from cornstarch.models.multimodal_language_model.processing import MultimodalPro
 from cornstarch.models.multimodal_language_model.shells import Format, Processor
 
 ORIGINAL, DEFAULT_FORMAT = "original", "llava"
-FORMATS: dict[str, Format] = {"llava": export_llava.shell, ORIGINAL: returning.shell}
+FORMATS: dict[str, Format] = {"llava": export_two_linears.shell, ORIGINAL: returning.shell}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,14 @@ repetition, and modality ids may lie beyond the vocabulary. Logits processors ig
 """
 
 import functools
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import GenerationConfig, NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from cornstarch.errors import ArgumentError
@@ -51,6 +53,32 @@ def check(language_model: nn.Module) -> None:
             f"{type(base).__name__}'s own generate cannot start from embeddings (its prepare_inputs_for_generation "
             "takes no inputs_embeds), and a merged prompt is embeddings. Training and forward work; to generate, call "
             "forward for every token, or use another language model"
+        )
+
+
+# Ways to generate that take the prompt in pieces, or ids behind it, from `input_ids`: they lose sight of embeddings.
+_FROM_IDS = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "prefill_chunk_size")
+
+
+def check_way(language_model: nn.Module, arguments: Mapping[str, Any]) -> None:
+    """Refuse ways to generate that do not go on from embeddings: `transformers` gives other text then, without a word.
+
+    Args:
+        language_model: wrapped or not.
+        arguments: of `generate`.
+
+    Raises:
+        ArgumentError: naming the argument.
+    """
+    config = arguments.get("generation_config")
+    if config is None:
+        config = getattr(freezing.unwrap(language_model), "generation_config", None)
+    asked = (name for name in _FROM_IDS if arguments.get(name, getattr(config, name, None)) is not None)
+    name = next(asked, None)
+    if name is not None:
+        raise ArgumentError(
+            f"generate does not work with {name}: transformers reads the prompt's ids then, and a merged prompt is "
+            "embeddings. Leave it out"
         )
 
 
@@ -98,25 +126,30 @@ def with_prompt(
         Nothing.
 
     Raises:
-        ArgumentError: while generating, if the prompt is read in pieces.
+        ArgumentError: while generating, if a cache holds a part of the prompt already.
     """
     if not arguments:
         yield
         return
     length, batch = input_ids.shape[1], input_ids.shape[0]
     per_sample = sum((mask.sum(-1) for mask in masks), torch.zeros(batch, dtype=torch.long)).tolist()
+    mine = threading.get_ident()  # other threads may generate with the same model meanwhile
 
     def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         embeds = kwargs.get("inputs_embeds")
-        if embeds is None:
+        if embeds is None or threading.get_ident() != mine:
             return args, kwargs
         if embeds.shape[1] != length:
             raise ArgumentError(
-                f"{', '.join(arguments)} belong to a prompt of {length} positions, which generate reads in pieces of "
-                f"{embeds.shape[1]}: leave prefill_chunk_size out"
+                f"{', '.join(arguments)} belong to a prompt of {length} positions, of which the language model is to "
+                f"read {embeds.shape[1]}: generate without a cache that holds the others"
             )
         times = embeds.shape[0] // batch  # beams, samples drawn
-        return args, {**kwargs, **{name: _repeated(value, times, per_sample) for name, value in arguments.items()}}
+        added = {name: _repeated(value, times, per_sample) for name, value in arguments.items()}
+        cache = next((kwargs[name] for name in anatomy.CACHE_NAMES if kwargs.get(name) is not None), None)
+        if "attention_mask" in added and cache is not None:
+            added["attention_mask"] = _for_cache(added["attention_mask"], cache)
+        return args, {**kwargs, **added}
 
     handle = freezing.unwrap(language_model).register_forward_pre_hook(add, with_kwargs=True)
     try:
@@ -134,6 +167,23 @@ def _repeated(value: Any, times: int, per_sample: Sequence[int]) -> Any:
     if isinstance(value, Tensor):
         return value.repeat_interleave(times, dim=0)
     return [torch.cat([block for block in rows.split(list(per_sample)) for _ in range(times)]) for rows in value]
+
+
+def _for_cache(mask: Any, cache: Any) -> Any:
+    """A ready mask, or one for each kind of layer, as wide as what a cache of a fixed length hands to its layers."""
+    if isinstance(mask, Mapping):
+        return {kind: _widened(entry, cache, kind == "sliding_attention") for kind, entry in mask.items()}
+    return _widened(mask, cache, False)
+
+
+def _widened(mask: Any, cache: Any, sliding: bool) -> Any:
+    if not (isinstance(mask, Tensor) and mask.is_floating_point()):
+        return mask
+    layer = next((index for index, slides in enumerate(getattr(cache, "is_sliding", ())) if slides == sliding), None)
+    if layer is None:
+        return mask
+    room = cache.get_mask_sizes(mask.shape[-2], layer)[0] - mask.shape[-1]
+    return functional.pad(mask, (0, room), value=torch.finfo(mask.dtype).min) if room > 0 else mask
 
 
 def ids_within_vocabulary(

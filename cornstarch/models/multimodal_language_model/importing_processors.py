@@ -1,4 +1,4 @@
-"""6c. In from Hugging Face: the processor that belongs to a model that was taken apart."""
+"""6d. In from Hugging Face: the processor that belongs to a model that was taken apart."""
 
 import json
 from collections.abc import Callable, Mapping

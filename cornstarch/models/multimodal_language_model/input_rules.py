@@ -1,4 +1,4 @@
-"""1g. Rules for the inputs of a modality: what their processor is told, and which text stands for one of them.
+"""1f. Rules for the inputs of a modality: what their processor is told, and which text stands for one of them.
 
 Without a rule a mark stands for an input. Some models were trained on more: signs around the features, or, for an image
 that was cut into tiles, one run of features per tile with the tile's place before it.

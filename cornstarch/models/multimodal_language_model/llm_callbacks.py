@@ -46,15 +46,31 @@ class RotaryPositions:
 
         Returns:
             The same with `position_ids` (3, B, S); unchanged where there are none to work out: the caller gave some of
-            three axes, no modality is in the batch, or tokens follow a prompt in the cache.
+            three axes, or no modality is in the batch.
 
         Raises:
             ModalityMismatchError: if grids and positions do not agree.
+            ArgumentError: if a modality has positions and no grids, or tokens follow others in a cache and the caller
+                gave no positions.
         """
         given = inputs.get("position_ids")
         masks = {key: mask for key, mask in inputs["modality_masks"].items() if key in self.grids}
         grids = {key: inputs[name] for key, name in self.grids.items() if inputs.get(name) is not None and key in masks}
-        if (given is not None and given.dim() == 3) or not grids or inputs["input_ids"] is None:
+        if (given is not None and given.dim() == 3) or inputs["input_ids"] is None:
+            return inputs
+        for key, mask in masks.items():
+            if key not in grids and bool(mask.any()):
+                raise ArgumentError(
+                    f"modality {key!r}: positions need {self.grids[key]}, also beside encoder_outputs; or give "
+                    "position_ids of three axes"
+                )
+        cache = next((inputs[name] for name in anatomy.CACHE_NAMES if inputs.get(name) is not None), None)
+        if cache is not None and cache.get_seq_length() and "position_ids" not in inputs.get("called_with", ()):
+            raise ArgumentError(
+                "nothing tells which positions the tokens in a cache have, where some are of images: give "
+                "position_ids, going on from the largest so far; generate does so by itself"
+            )
+        if not grids:
             return inputs
         queues = {
             key: [self._places(key, index, cells, inputs) for index, cells in enumerate(grid)]
@@ -134,8 +150,25 @@ class DeepFeatures:
         object.__setattr__(self, "keys", tuple(self.keys))
 
     def __call__(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Add `visual_pos_masks` (B, S) and `deepstack_visual_embeds`, a list of (N, D) with a row per true entry."""
+        """Add `visual_pos_masks` (B, S) and `deepstack_visual_embeds`, a list of (N, D) with a row per true entry.
+
+        Args:
+            inputs: what the model was called with, `modality_masks`, and `{key}_deep`.
+
+        Returns:
+            The same with both; unchanged where no such modality is in the batch.
+
+        Raises:
+            ArgumentError: if a modality has features and none for inner layers.
+        """
         found = {key: inputs[f"{key}_deep"] for key in self.keys if inputs.get(f"{key}_deep") is not None}
+        lacking = [key for key in self.keys if key not in found and key in inputs["modality_masks"]]
+        lacking = [key for key in lacking if bool(inputs["modality_masks"][key].any())]
+        if lacking:
+            raise ArgumentError(
+                f"modality {lacking[0]!r}: its features come without those of inner layers; give as encoder_outputs "
+                "what the module callback returned (Features with the extra 'deep')"
+            )
         if not found:
             return inputs
         masks = {key: inputs["modality_masks"][key] for key in found}

@@ -1,4 +1,4 @@
-"""6i. Where each part of a model came from: kept with the part, saved with the model."""
+"""6g. Where each part of a model came from: kept with the part, saved with the model."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

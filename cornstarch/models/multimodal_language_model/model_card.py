@@ -1,4 +1,4 @@
-"""6k. The model card (README.md) of an exported checkpoint: what it is made of, where from, how it was trained."""
+"""7e. The model card (README.md) of an exported checkpoint: what it is made of, where from, how it was trained."""
 
 import os
 import re

@@ -36,9 +36,10 @@ class MultimodalModel(Composition):
         encoders: modality key to encoder; encoders without a projector get one.
         language_model: a causal language model of Hugging Face's, wrapped by PEFT or not.
         preprocess_llm_callback: `(inputs) -> inputs`, just before the language model. It is given everything the model
-            was called with, `inputs_embeds` with the features in place, `modality_masks` (modality key to a mask (B, S)
-            of its positions), and what encoders add to their features (`Features`); it may change or add arguments of
-            the language model. Arguments that no part takes reach it if its `additional_args` names them.
+            was called with (and their names as `called_with`), `inputs_embeds` with the features in place,
+            `modality_masks` (modality key to a mask (B, S) of its positions), and what encoders add to their features
+            (`Features`); it may change or add arguments of the language model. Arguments that no part takes reach it
+            if its `additional_args` names them.
         init_projector_type: kind of the projectors made here, see `MultimodalProjectorConfig`.
         init_activation: activation of the projectors made here.
 
@@ -290,7 +291,8 @@ class MultimodalModel(Composition):
         for key, encoded in features.items():
             added = encoded.extras if isinstance(encoded, Features) else {}
             context |= {f"{key}_{name}": value for name, value in added.items()}
-        context |= {"input_ids": input_ids, "modality_masks": dict(masks)}
+        called_with = frozenset(name for name, value in inputs.items() if value is not None)
+        context |= {"input_ids": input_ids, "modality_masks": dict(masks), "called_with": called_with}
         returned = self.preprocess_llm_callback({**context, **arguments})
         return {name: value for name, value in returned.items() if name not in context}
 
@@ -316,7 +318,8 @@ class MultimodalModel(Composition):
             (B, S + new) prompt and new tokens, or Hugging Face's generation output with such `sequences`.
 
         Raises:
-            ArgumentError: if there is no prompt, or the language model cannot go on from embeddings.
+            ArgumentError: if there is no prompt, or the language model cannot go on from embeddings (nor can assisted
+                decoding, prompt lookup and a prompt read in chunks).
             ModalityMismatchError: if positions and features do not pair.
         """
         input_ids = inputs.pop("inputs", None) if input_ids is None else input_ids
@@ -325,6 +328,7 @@ class MultimodalModel(Composition):
         if input_ids is None:
             raise ArgumentError("generate needs input_ids")
         generation.check(self.language_model)
+        generation.check_way(self.language_model, inputs)
         reserved = routing.language_model_names(self.language_model)
         prepared = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
         routed, rest = routing.route(self._modal_encoders, reserved, prepared, _ready(encoder_outputs))
@@ -341,7 +345,10 @@ class MultimodalModel(Composition):
         if getattr(self.config.text_config, "output_router_logits", False):
             arguments.setdefault("output_router_logits", False)  # a loss of routers, which fails on cached positions
         before = dict(arguments)
-        arguments = self._preprocess_llm(arguments, input_ids, inputs, features, masks)
+        # Callbacks are given the whole prompt, of which a cache may hold a part.
+        cache = {name: arguments.pop(name) for name in anatomy.CACHE_NAMES if name in arguments}
+        seen = {name: value for name, value in inputs.items() if name not in anatomy.CACHE_NAMES}
+        arguments = {**self._preprocess_llm(arguments, input_ids, seen, features, masks), **cache}
         arguments, once = generation.split_prompt_arguments(before, arguments)
         new = int(arguments.get("max_new_tokens") or 0)
         merge.check_positions(self._most_positions, self._first_position, arguments, new)

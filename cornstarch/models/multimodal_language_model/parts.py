@@ -1,4 +1,4 @@
-"""6c. Single parts out of Hugging Face checkpoints, or from scratch: the tower a modality needs, found by structure."""
+"""6e. Single parts out of Hugging Face checkpoints, or from scratch: the tower a modality needs, found by structure."""
 
 import difflib
 import importlib

@@ -30,7 +30,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save, get_class_from_dynamic_module
 
 from cornstarch import _files
-from cornstarch.errors import ArgumentError, CheckpointError, MissingFileError
+from cornstarch.errors import ArgumentError, CheckpointError, CornstarchError, MissingFileError
 from cornstarch.models.multimodal_language_model import (
     anatomy,
     callbacks,
@@ -319,7 +319,18 @@ def _build_encoder(
 def _build_callback(place: str, entry: Mapping[str, Any] | None, custom_objects: Mapping[str, Any]) -> Any:
     if place in custom_objects:
         return custom_objects[place]
-    return None if entry is None else callbacks.build(dict(entry))
+    if entry is None:
+        return None
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("arguments"), Mapping) or "name" not in entry:
+        raise CheckpointError(
+            f"{place} is saved as {entry!r:.100}, expected a name and arguments: the config is damaged"
+        )
+    try:
+        return callbacks.build(entry)
+    except CornstarchError:
+        raise
+    except Exception as error:  # arguments of kinds that nobody would write
+        raise CheckpointError(f"{place}: {entry['name']} cannot be made of {entry['arguments']}: {error}") from error
 
 
 def _saved_elements(folder: Path, description: Mapping[str, Any]) -> dict[str, int]:
@@ -362,7 +373,8 @@ def _build_part(
     if part is not None:
         return _adapted(part, entry, folder / place)
     cls = _part_class(place, entry, folder, options["trust_remote_code"])
-    library.read_json(folder / place / "config.json")  # without the file, defaults would be taken for it
+    # Without the file, defaults would be taken for it.
+    _refuse_kernels(library.read_json(folder / place / "config.json"), folder / place / "config.json")
     config = cls.config_class.from_pretrained(folder / place)
     _check_size(cls, config, entry, folder / place, options["saved"], f"{custom or place}.")
     _adapter_folders(folder / place, entry["adapters"])  # refuses names that are none
@@ -373,11 +385,27 @@ def _build_part(
     return weightless.make(build)
 
 
+def _refuse_kernels(values: Any, path: Path) -> None:
+    """Refuse a config that names code on the hub, which transformers would fetch and run as a part is made."""
+    for name, value in values.items() if isinstance(values, Mapping) else ():
+        if name.endswith(("attn_implementation", "attn_implementation_internal", "experts_implementation")):
+            if "/" in str(value):
+                raise CheckpointError(
+                    f"{path} asks for {name} {value!r}, which is code from the hub: take the entry out, or choose with "
+                    "attn_implementation when loading"
+                )
+        else:
+            _refuse_kernels(value, path)
+
+
 def _part_of(cls: Any, config: Any, entry: Mapping[str, Any], folder: Path, options: Mapping[str, Any]) -> nn.Module:
     """A Hugging Face model of the class, as it was saved but for its weights."""
     attention = options["attn_implementation"]
     extra = {} if attention is None else {"attn_implementation": attention}
-    part = cls._from_config(config, dtype=options["dtype"] or _dtype(entry["dtype"]), **extra)
+    try:
+        part = cls._from_config(config, dtype=options["dtype"] or _dtype(entry["dtype"]), **extra)
+    except Exception as error:  # configs that make no sense fail in ways of their own
+        raise CheckpointError(f"{folder / _CONFIG} makes no {cls.__name__}: {error}") from error
     for name in entry["left_out"]:
         owner, _, leaf = name.rpartition(".")
         setattr(part.get_submodule(owner), leaf, None)

@@ -126,7 +126,8 @@ class MultimodalProcessor:
             llm_inputs: the tokenizer's arguments, with `text` a string or a list of them. As in Hugging Face's,
                 `max_length` without `padding` truncates. With `label_spans`, for every text a list of (start, end) of
                 its characters, the batch has `labels`: the ids of tokens with a character in a span, and -100
-                everywhere else (other text, marks, padding).
+                everywhere else (other text, marks, padding). With `plain_spans`, in the same form, what stands there is
+                text even if it looks like special tokens; `add_special_tokens` must be False.
             return_tensors: `"pt"`, `"np"`, or None for lists.
             **kwargs: go to whichever processor, or the tokenizer, takes them.
 
@@ -274,7 +275,7 @@ class MultimodalProcessor:
                 f"llm_inputs must be a dict such as {{'text': [...]}}, found {type(llm_inputs).__name__}"
             )
         options = dict(llm_inputs or {})
-        known = _keywords(self.llm_tokenizer) | {"return_tensors", "label_spans"}
+        known = _keywords(self.llm_tokenizer) | {"return_tensors", "label_spans", "plain_spans"}
         for name in options:
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1)

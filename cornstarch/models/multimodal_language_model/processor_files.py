@@ -1,4 +1,4 @@
-"""1i. Saving and loading a processor.
+"""1g. Saving and loading a processor.
 
 multimodal_processor.json       marks, rules, classes, and the text files of the processor that it was made of
 tokenizer/                      Hugging Face's own files

@@ -1,4 +1,4 @@
-"""6j. A projector by itself, out of a saved model or a multimodal model of Hugging Face's."""
+"""6f. A projector by itself, out of a saved model or a multimodal model of Hugging Face's."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""5c. Parts that hold their weights in fewer bits (bitsandbytes, torchao): what must be seen to for them."""
+"""5e. Parts that hold their weights in fewer bits (bitsandbytes, torchao): what must be seen to for them."""
 
 import math
 from typing import Any

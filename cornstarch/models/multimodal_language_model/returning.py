@@ -1,5 +1,6 @@
-"""6f. Back into the format that a model came from: its parts in the places that they were taken from."""
+"""7c. Back into the format that a model came from: its parts in the places that they were taken from."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from cornstarch.errors import ArgumentError
+from cornstarch.errors import ArgumentError, CheckpointError
 from cornstarch.models.multimodal_language_model import (
     anatomy,
     callbacks,
@@ -83,31 +84,62 @@ def original_of(model: MultimodalModel) -> Any:
 
     Raises:
         ArgumentError: if the composition was not imported, or was changed in a way that the format has no place for.
+        CheckpointError: if what it knows of its origin is damaged.
     """
     origin = model.origin
     if origin is None:
         raise ArgumentError(
             "the model was not imported, so there is no format that it came from: choose one, such as llava"
         )
-    shape = next((shape for shape in shapes.SHAPES if shape.name == origin["shape"]), None)
+    shape = next((shape for shape in shapes.SHAPES if shape.name == origin.get("shape")), None)
     if shape is None:
         raise ArgumentError(
-            f"the model was imported by the shape {origin['shape']!r}, which this version does not know"
+            f"the model was imported by the shape {origin.get('shape')!r}, which this version does not know"
         )
-    cls: Any = library.find_class(origin["class"], "the model's origin")
-    config: PreTrainedConfig = library.find_class(origin["config_class"], "the model's origin").from_dict(
-        dict(origin["config"])
-    )
-    config.get_text_config().vocab_size = anatomy.vocabulary_size(model.language_model)
+    cls = _class(origin.get("class"), PreTrainedModel)
+    config_class = _class(origin.get("config_class"), PreTrainedConfig)
+    try:
+        config: PreTrainedConfig = config_class.from_dict(dict(origin["config"]))
+    except Exception as error:  # a damaged one fails in ways of its own
+        raise CheckpointError(f"the config that the model was imported with is damaged: {error!r}") from error
+    _describe_parts(config, model, shape)
     with torch.device("meta"):
         made: Any = cls._from_config(config)
     _check(model, made, shape)
+    if config.tie_word_embeddings and not made._tied_weights_keys:
+        raise ArgumentError(
+            f"the head of the language model is tied to its embeddings now, and {cls.__name__} cannot tie them: give "
+            "the head weights of its own"
+        )
+    expected = shells.shapes(made)
     for ours, theirs in shape.modules.items():
         _put(made, theirs, shapes.place_of(model, ours))
+    shells.check_weights(made, expected, config.model_type)
     empty = [name for name, weight in (*made.named_parameters(), *made.named_buffers()) if weight.is_meta]
     assert not empty, f"the shape {shape.name} has no place for {empty}"
     made.generation_config = model.generation_config
     return made.eval()
+
+
+def _class(path: Any, base: type) -> Any:
+    found = library.find_class(path, "the model's origin") if isinstance(path, str) else path
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise CheckpointError(f"the model's origin names {path!r}, which is no {base.__name__} of transformers")
+    return found
+
+
+def _describe_parts(config: PreTrainedConfig, model: MultimodalModel, shape: Shape) -> None:
+    """Say in the original's config what its parts are now: one may have been replaced, or have grown."""
+    for place, entry in shape.configs.items():
+        found = getattr(shapes.place_of(model, place), "config", None)
+        if type(found) is type(getattr(config, entry)):  # of another class is refused, by its place
+            setattr(config, entry, copy.deepcopy(found))
+    config.get_text_config().vocab_size = anatomy.vocabulary_size(model.language_model)
+    language_model: Any = model.language_model
+    head, embedding = language_model.get_output_embeddings(), language_model.get_input_embeddings()
+    tied = head is not None and head.weight is embedding.weight
+    for described in (config, config.get_text_config()):
+        described.tie_word_embeddings = tied
 
 
 def _put(root: nn.Module, path: str, part: Any) -> None:

@@ -161,9 +161,11 @@ def _refuse_input_of_ready(
 def _has_input(key: str, encoder: ModalEncoderModule, arguments: dict[str, Any], reserved: frozenset[str]) -> bool:
     """Whether an encoder has what it needs to run; an input with no items counts as absent."""
     mains = anatomy.main_input_names(freezing.unwrap(encoder.module))
-    starters = [*mains, *(name for name in encoder.additional_args if name not in reserved)]
-    present = [arguments[name] for name in starters if name in arguments]
-    if present:
+    # A callback may make the input of its own arguments; where an input is given, that alone counts.
+    for starters in (mains, [name for name in encoder.additional_args if name not in reserved]):
+        present = [arguments[name] for name in starters if name in arguments]
+        if not present:
+            continue
         return not all(_is_empty(value) for value in present)
     stray = [name for name, value in arguments.items() if isinstance(value, Tensor) and name not in reserved]
     if stray:

@@ -1,4 +1,4 @@
-"""6h. Models of Hugging Face's own classes with a composition's modules in their places; no weight is copied for it."""
+"""7a. Models of Hugging Face's own classes with a composition's modules in their places; no weight is copied for it."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping

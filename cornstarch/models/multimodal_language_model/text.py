@@ -1,5 +1,6 @@
 """1d. Text -> token ids with one mark per input, cut to length, then each mark repeated for its input's features."""
 
+import functools
 import itertools
 import re
 import warnings
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cornstarch.errors import ArgumentError
+from cornstarch.models.multimodal_language_model import plain_text
 from cornstarch.models.multimodal_language_model.merge import IGNORE_INDEX
 
 _MEANINGLESS = [
@@ -59,7 +61,8 @@ class Samples:
 
         Args:
             tokenizer: the language model's.
-            options: its arguments, `text` among them; and `label_spans`, the characters of each text that carry labels.
+            options: its arguments, `text` among them; `label_spans`, the characters of each text that carry labels; and
+                `plain_spans`, those that look like special tokens but are text.
             marks: ids that stand for inputs and so never carry a label.
             written: mark in the text to the id of features, and to the texts that stand for the inputs, in their order.
 
@@ -70,11 +73,14 @@ class Samples:
             ArgumentError: if there is no text, or an option has no meaning once marks are repeated.
         """
         options = dict(options)
-        spans = options.pop("label_spans", None)
+        spans, plain = options.pop("label_spans", None), options.pop("plain_spans", None)
         text = texts(options)
         options.pop("text")
-        if spans is not None:
-            _check_spans(tokenizer, spans, text)
+        for name, given in (("label_spans", spans), ("plain_spans", plain)):
+            if given is not None:
+                _check_spans(tokenizer, name, given, text)
+        if plain is not None and options.get("add_special_tokens") is not False:
+            raise ArgumentError("plain_spans needs add_special_tokens=False: texts are taken apart at them")
         for name in _MEANINGLESS:
             if options.get(name):
                 raise ArgumentError(f"{name} is not supported: its result has no meaning once marks are repeated")
@@ -85,10 +91,11 @@ class Samples:
         if limit is not None:
             tokens_only["verbose"] = False  # no word of texts that are too long: they will be cut
             _check_padding(options, limit)
-        text, places, spans = _write(tokenizer, text, written or {}, spans)
+        text, places, (spans, plain) = _write(tokenizer, text, written or {}, (spans, plain))
         known = spans is not None or any(places)
         offsets = {"return_offsets_mapping": True} if known else {}
-        encoded = tokenizer(text, padding=False, truncation=False, **tokens_only, **offsets)
+        encode = functools.partial(tokenizer, padding=False, truncation=False, **tokens_only, **offsets)
+        encoded = encode(text) if plain is None else plain_text.encode(tokenizer, encode, text, plain)
         fields = {
             name: [list(row) for row in rows]
             for name, rows in encoded.items()
@@ -98,8 +105,9 @@ class Samples:
         if any(places):
             groups = [_groups(*row) for row in zip(encoded["offset_mapping"], places, strict=True)]
         if spans is not None:
-            rows = zip(encoded["input_ids"], encoded["offset_mapping"], spans, groups, strict=True)
-            fields["labels"] = [_labels(*row, marks) for row in rows]
+            added = frozenset(tokenizer.added_tokens_decoder)
+            rows = zip(text, encoded["input_ids"], encoded["offset_mapping"], spans, groups, strict=True)
+            fields["labels"] = [_labels(*row, marks, added) for row in rows]
         return cls(tokenizer, fields, text, {**options, "tokens_only": tokens_only, "limit": limit}, groups)
 
     @property
@@ -219,6 +227,8 @@ class Samples:
     def _special(self, sample: int) -> tuple[int, int]:
         """How many tokens the tokenizer puts before and after a text."""
         ids = self._ids[sample]
+        if self._options["tokens_only"].get("add_special_tokens") is False:
+            return 0, 0
         plain = {**self._options["tokens_only"], "add_special_tokens": False}
         body = list(self._tokenizer(self._text[sample], padding=False, truncation=False, **plain)["input_ids"])
         for before in range(len(ids) - len(body) + 1):
@@ -248,8 +258,8 @@ def texts(options: Mapping[str, Any]) -> list[str]:
 
 
 def _write(
-    tokenizer: Any, text: list[str], written: Mapping[str, tuple[int, Sequence[str]]], spans: Any
-) -> tuple[list[str], list[list[_Place]], Any]:
+    tokenizer: Any, text: list[str], written: Mapping[str, tuple[int, Sequence[str]]], spans: Sequence[Any]
+) -> tuple[list[str], list[list[_Place]], Sequence[Any]]:
     """The texts with those of inputs in place of marks; where inputs are in each; and the spans, moved along."""
     if not written:
         return text, [[] for _ in text], spans
@@ -260,8 +270,8 @@ def _write(
         )
     rest = {mark: iter(entries) for mark, (_, entries) in written.items()}
     pattern = re.compile("|".join(re.escape(mark) for mark in sorted(written, key=len, reverse=True)))
-    made, places, moved = [], [], []
-    for sample, entry in enumerate(text):
+    made, places, more = [], [], []
+    for entry in text:
         pieces: list[str] = []
         here: list[_Place] = []
         gained: list[tuple[int, int]] = []  # behind which character of the text, how many more there are
@@ -275,9 +285,13 @@ def _write(
             gained.append((last, length - last))
         made.append("".join([*pieces, entry[last:]]))
         places.append(here)
-        if spans is not None:
-            moved.append([(_moved(start, gained), _moved(end, gained)) for start, end in spans[sample]])
-    return made, places, None if spans is None else moved
+        more.append(gained)
+    return made, places, [None if given is None else _all_moved(given, more) for given in spans]
+
+
+def _all_moved(spans: Sequence[Any], more: list[list[tuple[int, int]]]) -> list[list[tuple[int, int]]]:
+    pairs = zip(spans, more, strict=True)
+    return [[(_moved(start, gained), _moved(end, gained)) for start, end in row] for row, gained in pairs]
 
 
 def _moved(place: int, gained: list[tuple[int, int]]) -> int:
@@ -340,36 +354,43 @@ def _repeated(row: list[Any], widths: list[int]) -> list[Any]:
     return [value for value, width in zip(row, widths, strict=True) for _ in range(width)]
 
 
-def _check_spans(tokenizer: Any, spans: Any, text: Sequence[str]) -> None:
+def _check_spans(tokenizer: Any, name: str, spans: Any, text: Sequence[str]) -> None:
     if not tokenizer.is_fast:
         raise ArgumentError(
-            f"label_spans needs a tokenizer that knows which characters a token stands for; {type(tokenizer).__name__} "
+            f"{name} needs a tokenizer that knows which characters a token stands for; {type(tokenizer).__name__} "
             "does not: load its fast version"
         )
     if len(spans) != len(text):
-        raise ArgumentError(f"label_spans must have one list of (start, end) for each of the {len(text)} texts")
+        raise ArgumentError(f"{name} must have one list of (start, end) for each of the {len(text)} texts")
     for sample, (pairs, entry) in enumerate(zip(spans, text, strict=True)):
         for start, end in pairs:
             if not 0 <= start <= end <= len(entry):
                 raise ArgumentError(
-                    f"label_spans: sample {sample} has ({start}, {end}), which lies outside its {len(entry)} characters"
+                    f"{name}: sample {sample} has ({start}, {end}), which lies outside its {len(entry)} characters"
                 )
 
 
 def _labels(
+    text: str,
     ids: Sequence[int],
     offsets: Sequence[tuple[int, int]],
     spans: Sequence[tuple[int, int]],
     groups: Sequence[_Group | None],
     marks: Collection[int],
+    added: Collection[int],
 ) -> list[int]:
     """The id of every token that has a character in a span and is of no input, and what carries no loss for others."""
-    return [
-        token_id
-        if token_id not in marks and group is None and any(begin < until and start < end for start, until in spans)
-        else IGNORE_INDEX
-        for token_id, (begin, end), group in zip(ids, offsets, groups, strict=True)
-    ]
+    labels, reached = [], 0
+    for token_id, (begin, end), group in zip(ids, offsets, groups, strict=True):
+        reached, before = max(reached, end), reached
+        # Tokenizers that leave blanks out of offsets give a token of blanks none: it stands for those before its end.
+        begin = before if begin == end else begin
+        if token_id in added and (bare := text[begin:end].strip()):  # some swallow the blanks around them
+            begin += text[begin:end].index(bare)
+            end = begin + len(bare)
+        inside = any(begin < until and start < end for start, until in spans)
+        labels.append(token_id if inside and group is None and token_id not in marks else IGNORE_INDEX)
+    return labels
 
 
 def _padded(row: list[int], length: int, side: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""6d. Modules made without their weights, which are read afterwards: no memory spent on them, no time to draw them.
+"""6a. Modules made without their weights, which are read afterwards: no memory spent on them, no time to draw them.
 
 Weights come from `torch.empty`, tables that a module computes (rotary frequencies, positions, masks) from `arange`,
 `tensor`, `zeros` and the like. So the former alone is sent to the meta device, and tables are as real as ever. Where

@@ -1,4 +1,4 @@
-"""6i. The format of LLaVA-1.5 (https://arxiv.org/abs/2310.03744): one vision tower, two linears, a language model.
+"""7b. The format of LLaVA-1.5 (https://arxiv.org/abs/2310.03744): one vision tower, two linears, a language model.
 
 What the format has: rows of chosen hidden states of the tower, with or without the first; linear, activation, linear; a
 backbone with a head that is one product without bias. Ids of images are looked up in the embedding table, and their
