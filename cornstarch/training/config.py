@@ -393,8 +393,8 @@ class RowsConfig:
     source: Literal["sharegpt", "messages", "caption", "transcript"]
     """How rows are read: conversations as ShareGPT or OpenAI write them, images with texts, sounds with texts."""
     path: str
-    """A file (.json, .jsonl, .parquet, .arrow, .tar), several by a pattern (`a-*.tar`), a folder that a data set was saved
-    to, or a name on the hub."""
+    """A file (.json, .jsonl, .parquet, .arrow, .tar), several by a pattern (`a-*.tar`), a folder that a data set was
+    saved to, or a name on the hub."""
     media: str | None = None
     """Folder that names of media are relative to, and may not leave; the file's own if left out."""
     columns: dict[str, str] = field(default_factory=dict)
