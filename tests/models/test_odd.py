@@ -387,6 +387,7 @@ def test_a_reader_never_gets_two_saves_mixed(tmp_path: Path) -> None:
             for parameter in model.parameters():
                 parameter.data.fill_(value)
             model.save_pretrained(tmp_path, max_shard_size="10KB")
+            done.wait(0.05 * (value % 5))  # now and then a save lasts long enough to be read
 
     model.save_pretrained(tmp_path, max_shard_size="10KB")
     for parameter in model.parameters():
