@@ -116,6 +116,18 @@ def test_positions_behind_a_cache_are_the_callers() -> None:
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)
 
 
+@torch.no_grad()
+def test_positions_of_one_axis_are_the_callers() -> None:
+    """Given (B, S), they are used as the original uses them, and not replaced: fp64, 1e-10."""
+    original = ORIGINALS["qwen2-vl"].make()
+    inputs = ORIGINALS["qwen2-vl"].inputs(original)
+    given = 3 * torch.arange(inputs["input_ids"].shape[1]).expand_as(inputs["input_ids"])
+    expected, otherwise = original(**inputs, position_ids=given).logits, original(**inputs).logits
+    found = importing.take_apart(original)(**inputs, position_ids=given).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    assert (expected - otherwise).abs().max() > 1e-3, "positions show"
+
+
 # --- features that see each other -------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,4 @@
-"""4a. Callbacks before the language model: positions in three axes, features for inner layers, features that see each
-other.
+"""4a. Callbacks before the language model: positions in three axes, deep features, features that see each other.
 
 Shapes: B samples, S positions, P positions in the cache, D embedding width.
 """
@@ -45,8 +44,8 @@ class RotaryPositions:
             inputs: what the model was called with, and `modality_masks`.
 
         Returns:
-            The same with `position_ids` (3, B, S); unchanged where there are none to work out: the caller gave some of
-            three axes, or no modality is in the batch.
+            The same with `position_ids` (3, B, S); unchanged where there are none to work out: the caller gave some, or
+            no modality is in the batch.
 
         Raises:
             ModalityMismatchError: if grids and positions do not agree.
@@ -56,7 +55,8 @@ class RotaryPositions:
         given = inputs.get("position_ids")
         masks = {key: mask for key, mask in inputs["modality_masks"].items() if key in self.grids}
         grids = {key: inputs[name] for key, name in self.grids.items() if inputs.get(name) is not None and key in masks}
-        if (given is not None and given.dim() == 3) or inputs["input_ids"] is None:
+        callers = "position_ids" in inputs.get("called_with", ())
+        if callers or (given is not None and given.dim() == 3) or inputs["input_ids"] is None:
             return inputs
         for key, mask in masks.items():
             if key not in grids and bool(mask.any()):
@@ -65,7 +65,7 @@ class RotaryPositions:
                     "position_ids of three axes"
                 )
         cache = next((inputs[name] for name in anatomy.CACHE_NAMES if inputs.get(name) is not None), None)
-        if cache is not None and cache.get_seq_length() and "position_ids" not in inputs.get("called_with", ()):
+        if cache is not None and cache.get_seq_length():
             raise ArgumentError(
                 "nothing tells which positions the tokens in a cache have, where some are of images: give "
                 "position_ids, going on from the largest so far; generate does so by itself"
