@@ -1,4 +1,4 @@
-"""1d'. Text some of which looks like special tokens -> ids that take it for text."""
+"""1d1. Text some of which looks like special tokens -> ids that take it for text."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,7 @@
 """6b. The shapes that Hugging Face's multimodal models have: which of their modules is which part of a composition.
 
 A shape is told by a model's structure, not by its name. The same table takes a model apart (`importing`) and puts the
-parts back where they came from (`exporting`).
+parts back where they came from (`returning`).
 """
 
 from collections.abc import Callable, Mapping
