@@ -38,7 +38,7 @@ from cornstarch import (
     export_to_hf,
 )
 from cornstarch.models.multimodal_language_model import importing, shells
-from tests import parts, tiny
+from tests import hub, parts, tiny
 from tests.models.originals import ORIGINALS
 from tests.zoo.table import LM_SIZES
 
@@ -730,6 +730,7 @@ def test_imports_go_out_as_they_came(tmp_path: Path, name: str) -> None:
     card = (tmp_path / "README.md").read_text()
     assert "base_model:\n- someone/original" in card
     assert f"pipeline_tag: {'audio' if name == 'qwen2-audio' else 'image'}-text-to-text" in card
+    assert f"exported from, on {'sounds' if name == 'qwen2-audio' else 'images'} and text, with" in card
 
 
 def test_which_processor_a_format_takes(tmp_path: Path) -> None:
@@ -740,3 +741,15 @@ def test_which_processor_a_format_takes(tmp_path: Path) -> None:
     refuse(model, theirs, tmp_path, "the model was not imported")
     imported.vision_encoder.postprocess_projector_callback = AveragePool(size=2)
     refuse(imported, theirs, tmp_path, "vision_encoder.postprocess_projector_callback is AveragePool")
+
+
+def test_a_template_that_takes_parts_goes_out_as_it_is(tmp_path: Path) -> None:
+    """An import in LLaVA's format, whose tokenizer's template writes marks by itself; the export compares the ids."""
+    folder = tmp_path / "original"
+    hub.llava(folder)
+    model = MultimodalModel.from_pretrained_multimodal_model(folder)
+    processor = MultimodalProcessor.from_pretrained_multimodal_model(folder, model)
+    made = export_to_hf(model, processor, tmp_path / "out", format="llava")
+    assert made.format == "llava"
+    theirs = AutoProcessor.from_pretrained(tmp_path / "out")
+    assert theirs.chat_template == processor.llm_tokenizer.chat_template

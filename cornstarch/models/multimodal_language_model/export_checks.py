@@ -224,7 +224,7 @@ def check_processor(processor: Any, shell: Shell, folder: Path, kind: str) -> st
     Raises:
         ArgumentError: if other weights would be looked for, or ids or pixels differ.
     """
-    shells.check_weights(shell.model, shells.shapes(shells.on_meta(AutoConfig.from_pretrained(folder))), kind)
+    shells.check_weights(shell.model, shells.weight_shapes(shells.on_meta(AutoConfig.from_pretrained(folder))), kind)
     try:
         theirs: Any = AutoProcessor.from_pretrained(folder)
     except ImportError as error:  # a package that is not here, which whoever loads the checkpoint will have

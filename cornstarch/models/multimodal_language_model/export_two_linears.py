@@ -6,6 +6,7 @@ rows replaced.
 """
 
 import copy
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,6 @@ from cornstarch.models.multimodal_language_model import (
     callbacks,
     chat_templates,
     export_checks,
-    freezing,
     library,
     shells,
 )
@@ -72,8 +72,8 @@ def shell(model: MultimodalModel, processor: shells.Processor) -> shells.Shell:
     projection = _projection(encoder)
     token_id, notes = model.modality_token_ids[key], []
     head = _head(language_model)
-    original: Any = freezing.unwrap(processor._model.language_model)
-    notes += _settle_ties(language_model, head, original.config.tie_word_embeddings)
+    notes += _settle_ties(language_model, head, language_model.config.tie_word_embeddings)
+    words = anatomy.vocabulary_size(language_model)
     notes += _make_room(language_model, head, token_id)
     default = selection.skip_first == 1
 
@@ -87,7 +87,7 @@ def shell(model: MultimodalModel, processor: shells.Processor) -> shells.Shell:
     config.multimodal_projector_bias = projection.first.bias is not None
 
     llava = shells.on_meta(config)
-    expected = shells.shapes(llava)
+    expected = shells.weight_shapes(llava)
     notes += shells.graft(llava, "model.vision_tower", tower, f"the encoder {key!r}")
     notes += shells.graft(llava, "model.language_model", language_model.base_model, "the language model's backbone")
     llava.model.multi_modal_projector.linear_1 = projection.first
@@ -95,13 +95,14 @@ def shell(model: MultimodalModel, processor: shells.Processor) -> shells.Shell:
     llava.lm_head = head
     shells.check_weights(llava, expected, "llava")
     own = getattr(language_model, "generation_config", None) or llava.generation_config
-    llava.generation_config = _generation_config(own, processor, config, token_id)
+    llava.generation_config = _generation_config(own, processor, range(words, config.text_config.vocab_size))
     if getattr(tower.config, "tie_last_hidden_states", None):
         notes.append(
             "The vision tower's last hidden state is taken behind its final norm (`tie_last_hidden_states`), which old "
             "releases of transformers do not know of."
         )
-    counterpart = _processor(key, processor, tower.config, config.vision_feature_select_strategy, inputs)
+    taken = anatomy.language_model_arguments(language_model).names
+    counterpart = _processor(key, processor, tower.config, config.vision_feature_select_strategy, inputs, taken)
     return shells.Shell(model=llava.eval(), processor=counterpart, notes=tuple(notes))
 
 
@@ -309,7 +310,7 @@ def _config(tower: Any, language_model: Any, head: nn.Linear, token_id: int) -> 
         raise ArgumentError(f"transformers cannot make a LLaVA of these parts: {error}") from error
 
 
-def _generation_config(own: Any, processor: MultimodalProcessor, config: LlavaConfig, token_id: int) -> Any:
+def _generation_config(own: Any, processor: MultimodalProcessor, added: range) -> Any:
     """The language model's own, which ends answers where the chat template does, and gives no id that was added."""
     made = copy.deepcopy(own)
     made._from_model_config = False  # or loading may make it anew from the config, which knows of no such ids
@@ -320,7 +321,6 @@ def _generation_config(own: Any, processor: MultimodalProcessor, config: LlavaCo
         made.eos_token_id = sorted({*ends, end}) if ends else end
     if made.pad_token_id is None:
         made.pad_token_id = processor.llm_tokenizer.pad_token_id
-    added = range(anatomy.vocabulary_size(processor._model.language_model), config.text_config.vocab_size)
     if len(added):
         made.suppress_tokens = sorted({*(made.suppress_tokens or []), *added})
     return made
@@ -343,7 +343,12 @@ def _check_processor(key: str, processor: MultimodalProcessor) -> None:
 
 
 def _processor(
-    key: str, processor: MultimodalProcessor, vision: Any, strategy: str, inputs: list[dict[str, Any]]
+    key: str,
+    processor: MultimodalProcessor,
+    vision: Any,
+    strategy: str,
+    inputs: list[dict[str, Any]],
+    taken: Collection[str],
 ) -> LlavaProcessor:
     """LLaVA's processor, which counts positions by patches: as many as ours, or a refusal."""
     patch = getattr(vision, "patch_size", None)
@@ -366,8 +371,8 @@ def _processor(
         )
     tokenizer, mark = copy.deepcopy(processor.llm_tokenizer), processor.tokens[key]
     types = processor.media_arguments[key][1]
-    tokenizer.chat_template = chat_templates.with_typed_content(tokenizer.chat_template, mark, types)
-    taken = anatomy.language_model_arguments(processor._model.language_model).names
+    if chat_templates.form_of(tokenizer, None, dict.fromkeys(types[1:], mark)) is None:
+        tokenizer.chat_template = chat_templates.with_typed_content(tokenizer.chat_template, mark, types)
     names = [name for name in tokenizer.model_input_names if name in ("input_ids", "attention_mask", *taken)]
     tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
     made = LlavaProcessor(

@@ -110,7 +110,7 @@ def write(
         "\n## Training\n",
         training or "Nothing is recorded of how it was trained.",
         "\n## Notes\n",
-        *(f"- {note}" for note in _notes(shell, license, difference)),
+        *(f"- {note}" for note in _notes(hears, shell, license, difference)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -128,7 +128,7 @@ def _row(model: MultimodalModel, name: str, shell: Shell) -> str:
     return f"| {name} | {type(part).__name__} | {number:,} | {_origin(model, name) or 'not recorded'} |"
 
 
-def _notes(shell: Shell, license: str | None, difference: float | None) -> list[str]:
+def _notes(hears: bool, shell: Shell, license: str | None, difference: float | None) -> list[str]:
     if license is None:
         terms = (
             "No licence was stated for this model. It comes as it is; the licences of the models and of the data that "
@@ -139,8 +139,9 @@ def _notes(shell: Shell, license: str | None, difference: float | None) -> list[
     if difference is None:
         checked = "It was not compared with the model that it was exported from."
     else:
+        media = "sounds" if hears else "images"
         checked = (
-            f"Its logits were compared with those of the model it was exported from, on images and text, with "
+            f"Its logits were compared with those of the model it was exported from, on {media} and text, with "
             f"transformers {transformers.__version__}: they differ by {difference:.1e} of the largest."
         )
     return [checked, *shell.notes, terms]

@@ -111,7 +111,7 @@ def original_of(model: MultimodalModel) -> Any:
             f"the head of the language model is tied to its embeddings now, and {cls.__name__} cannot tie them: give "
             "the head weights of its own"
         )
-    expected = shells.shapes(made)
+    expected = shells.weight_shapes(made)
     for ours, theirs in shape.modules.items():
         _put(made, theirs, shapes.place_of(model, ours))
     shells.check_weights(made, expected, config.model_type)

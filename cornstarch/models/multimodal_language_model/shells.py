@@ -133,10 +133,14 @@ def make_plain(model: MultimodalModel) -> None:
         ArgumentError: if an adapter cannot be merged, naming the part.
     """
     for name, (part, *_) in model.parts.items():
+        config = getattr(freezing.unwrap(part), "config", None)
+        tied = getattr(config, "tie_word_embeddings", None)
         try:
             model.replace_part(name, freezing.merged(part))
         except ArgumentError as error:
             raise ArgumentError(f"{name}: {error}") from error
+        if config is not None and tied is not None:  # PEFT writes that merging undoes ties; formats see for themselves
+            config.tie_word_embeddings = tied
 
 
 def auto_class(config: PreTrainedConfig) -> Any:
@@ -167,7 +171,7 @@ def on_meta(config: PreTrainedConfig) -> Any:
         ) from error
 
 
-def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+def weight_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The shapes of a model's weights by name."""
     return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
 
@@ -220,7 +224,7 @@ def check_weights(shell: nn.Module, expected: dict[str, tuple[int, ...]], kind: 
     Raises:
         ArgumentError: naming what differs.
     """
-    found = shapes(shell)
+    found = weight_shapes(shell)
     differing = [
         *(f"{name} {found[name]}, for which there is no place" for name in _first(found.keys() - expected.keys())),
         *(f"no {name}, which it needs" for name in _first(expected.keys() - found.keys())),
