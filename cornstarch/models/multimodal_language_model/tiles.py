@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.image_processing_utils import select_best_resolution
 
-from cornstarch.errors import ArgumentError
+from cornstarch.errors import ArgumentError, ModalityMismatchError
 
 
 def _grid(size: Sequence[int], resolutions: Sequence[Sequence[int]], tile: int) -> tuple[int, int]:
@@ -34,7 +34,11 @@ def _is_cut(inputs: Mapping[str, Any], images: int) -> list[bool]:
     if per_sample is None:
         return [True] * images
     cut = [count == 1 for count in torch.as_tensor(per_sample).tolist() for _ in range(count)]
-    return cut if len(cut) == images else [True] * images
+    if len(cut) != images:
+        raise ModalityMismatchError(
+            f"batch_num_images counts {len(cut)} images, image_sizes has {images}: they must be of the same images"
+        )
+    return cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +71,18 @@ class SplitTiles:
 
         Returns:
             The same with `pixel_values` (M, channels, tile, tile).
+
+        Raises:
+            ModalityMismatchError: if tiles and sizes do not agree.
         """
         pixels, sizes = inputs["pixel_values"], _sizes(inputs, "SplitTiles")
-        if isinstance(pixels, Tensor) and pixels.dim() == 4:
-            return inputs  # one batch of tiles already
         counts = self.pictures(inputs, sizes)
+        if isinstance(pixels, Tensor) and pixels.dim() == 4:  # one batch of tiles already
+            if pixels.shape[0] != sum(counts):
+                raise ModalityMismatchError(
+                    f"pixel_values has {pixels.shape[0]} tiles, by image_sizes there are {sum(counts)} of them"
+                )
+            return inputs
         return {**inputs, "pixel_values": torch.cat([own[:count] for own, count in zip(pixels, counts, strict=True)])}
 
     def pictures(self, inputs: Mapping[str, Any], sizes: Sequence[tuple[int, int]]) -> list[int]:
