@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast, MoeCausalLMOutputWithPast
 
 from cornstarch.errors import ArgumentError
@@ -303,3 +303,30 @@ def _filled(cls: Any, output: Any, **values: Any) -> Any:
 
 def _first(config: Any, names: tuple[str, ...]) -> Any:
     return next((getattr(config, name) for name in names if getattr(config, name, None) is not None), None)
+
+
+def joined(backbone: Any, head: Any, generation_config: GenerationConfig | None) -> Any:
+    """The causal language model that a text backbone and a head belong to; no weight is copied.
+
+    Args:
+        backbone: of transformers; its config is told whether the head is tied.
+        head: what `get_output_embeddings` of the model that they come from gave.
+        generation_config: how to generate.
+
+    Returns:
+        A causal language model of transformers' class where it has one for this backbone, else a `BackboneWithHead`; in
+        the backbone's mode.
+
+    Raises:
+        ArgumentError: if there is no such class, and the head is no linear layer without a bias.
+    """
+    config = backbone.config
+    config.tie_word_embeddings = head.weight is backbone.get_input_embeddings().weight
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        return BackboneWithHead.of(backbone, head, generation_config)
+    with torch.device("meta"):
+        made = AutoModelForCausalLM.from_config(config)
+    setattr(made, made.base_model_prefix, backbone)
+    made.set_output_embeddings(head)
+    made.generation_config = generation_config
+    return made.train(backbone.training)

@@ -5,11 +5,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     PreTrainedModel,
@@ -17,7 +15,7 @@ from transformers import (
 
 from cornstarch.errors import ArgumentError, MissingFileError
 from cornstarch.models.multimodal_language_model import library, manifest, shapes
-from cornstarch.models.multimodal_language_model.backbone import BackboneWithHead
+from cornstarch.models.multimodal_language_model.backbone import joined
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
 from cornstarch.models.multimodal_language_model.shapes import Shape
 
@@ -116,14 +114,4 @@ def _language_model(original: PreTrainedModel, shape: Shape) -> nn.Module:
     """The causal language model that the backbone and the head belong to."""
     backbone: Any = shapes.place_of(original, shape.modules["language_model.base_model"])
     head: Any = shapes.place_of(original, shape.modules["language_model.lm_head"])
-    config = backbone.config
-    config.tie_word_embeddings = head.weight is backbone.get_input_embeddings().weight
-    if type(config) not in AutoModelForCausalLM._model_mapping:
-        language_model: Any = BackboneWithHead.of(backbone, head, original.generation_config)
-        return language_model  # type: ignore[no-any-return]
-    with torch.device("meta"):
-        language_model = AutoModelForCausalLM.from_config(config)
-    setattr(language_model, language_model.base_model_prefix, backbone)
-    language_model.set_output_embeddings(head)
-    language_model.generation_config = original.generation_config
-    return language_model  # type: ignore[no-any-return]
+    return joined(backbone, head, original.generation_config)  # type: ignore[no-any-return]

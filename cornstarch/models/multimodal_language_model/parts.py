@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from torch import nn
 from transformers import (
@@ -27,7 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from cornstarch.errors import ArgumentError, MissingFileError
 from cornstarch.models.multimodal_language_model import anatomy, freezing, manifest
-from cornstarch.models.multimodal_language_model.backbone import BackboneWithHead, is_backbone, with_head
+from cornstarch.models.multimodal_language_model.backbone import is_backbone, joined, with_head
 from cornstarch.models.multimodal_language_model.projector_loading import load_projector as load_projector
 
 # By the encoder's main input: who reads its processor's settings.
@@ -199,14 +198,7 @@ def language_model_of(whole: PreTrainedModel) -> Any:
     body: Any = next((module for module in bodies if type(module.config) is type(config)), None)
     if body is None or head is None:
         raise ArgumentError(f"{type(whole).__name__} has no text backbone with a head of its own")
-    if type(config) not in AutoModelForCausalLM._model_mapping:
-        return BackboneWithHead.of(body, head, whole.generation_config)
-    with torch.device("meta"):
-        made = AutoModelForCausalLM.from_config(config)
-    setattr(made, made.base_model_prefix, body)
-    made.set_output_embeddings(head)
-    made.generation_config = whole.generation_config
-    return made.train(whole.training)
+    return joined(body, head, whole.generation_config)
 
 
 def make_language_model(values: dict[str, Any], tokenizer: Any, class_name: str | None = None, **options: Any) -> Any:
