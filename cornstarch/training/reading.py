@@ -1,4 +1,4 @@
-"""1a. A YAML file and the command line -> a config; what is wrong is named with its line and the nearest known key."""
+"""1f. A YAML file and the command line -> a config; what is wrong is named with its line and the nearest known key."""
 
 import dataclasses
 import difflib
