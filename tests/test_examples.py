@@ -38,7 +38,7 @@ def test_all_examples_are_known() -> None:
     """An example that no test here names would be one that nobody runs."""
     assert {path.name for path in EXAMPLES.iterdir() if not path.name.startswith(".")} == {
         *("digits.yaml", "digits-lora.yaml", "digits-partial.yaml", "digits-qlora.yaml", "digits.ipynb"),
-        *("llava-pretrain.yaml", "llava-finetune.yaml"),
+        *("llava-pretrain.yaml", "llava-finetune.yaml", "omni.yaml"),
     }
 
 
@@ -76,6 +76,13 @@ def test_four_bits(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert command is not None
     exec(command[1], {})
     assert quick("digits-qlora.yaml")["language_model"] == "lora"
+
+
+def test_seeing_and_hearing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the data prepared in another process, as the config says."""
+    monkeypatch.chdir(tmp_path)
+    names = ("vision_encoder", "vision_projector", "audio_encoder", "audio_projector", "language_model")
+    assert quick("omni.yaml") == dict.fromkeys(names, "full")
 
 
 def test_llava_in_two_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,28 @@ class DigitsConfig:
 
 
 @config_class
+class DigitsAndTonesConfig:
+    """The second embedded data set: questions about a handwritten digit and a telephone key that is heard with it."""
+
+    source: Literal["digits_and_tones"]
+    """Which source this is."""
+    split: Literal["train", "validation", "test"]
+    """As of `digits`; each has sounds of its own."""
+    shift: int = 0
+    """Move images by up to so many pixels, differently every epoch."""
+    blank_image: float = 0.0
+    """Share of the images that are blanked, others every epoch."""
+    blank_sound: float = 0.0
+    """Share of the sounds that are noise alone, others every epoch."""
+
+    def __post_init__(self) -> None:
+        require(self.shift >= 0, "shift", f"a number of pixels, found {self.shift}")
+        for name in ("blank_image", "blank_sound"):
+            share = getattr(self, name)
+            require(0 <= share <= 1, name, f"is a share from 0 to 1, found {share}")
+
+
+@config_class
 class RowsConfig:
     """Conversations in files, in folders or on the hub."""
 
@@ -69,7 +91,9 @@ class LlavaConfig(RowsConfig):
     """How rows are read: conversations as LLaVA's files have them."""
 
 
-OneSourceConfig = Annotated[DigitsConfig | LlavaConfig | RowsConfig, Field(discriminator="source")]
+OneSourceConfig = Annotated[
+    DigitsConfig | DigitsAndTonesConfig | LlavaConfig | RowsConfig, Field(discriminator="source")
+]
 
 
 @config_class
@@ -98,7 +122,9 @@ class MixtureConfig:
         require(positive, "weights", f"each above 0, found {weights}")
 
 
-SourceConfig = Annotated[DigitsConfig | LlavaConfig | RowsConfig | MixtureConfig, Field(discriminator="source")]
+SourceConfig = Annotated[
+    DigitsConfig | DigitsAndTonesConfig | LlavaConfig | RowsConfig | MixtureConfig, Field(discriminator="source")
+]
 
 
 @config_class
