@@ -87,6 +87,17 @@ def test_level_and_twist(level: float, twist: float) -> None:
     assert 10 * math.log10(ratio) == pytest.approx(twist, abs=0.1)
 
 
+def test_the_samples_are_the_formulas() -> None:
+    """Between its edges, a tone is two sines from their phases at the onset on."""
+    tone = Tone(key="9", onset=0.2, duration=0.5, level=-10, twist=0, deviations=(0, 0.01), phases=(1, 2), noise=-200)
+    times = np.arange(1600, 8000 - 1600) / 16_000
+    amplitude = math.sqrt(10 ** (-10 / 10) / 2)
+    angles = 2 * np.pi * 852 * times + 1, 2 * np.pi * 1477 * 1.01 * times + 2
+    expected = amplitude * (np.sin(angles[0]) + np.sin(angles[1]))
+    found = synthesise_tone(tone)[3200 + 1600 : 3200 + 8000 - 1600]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
 def test_noise_alone() -> None:
     """White, of the level that is asked for, and no key in it; the noise is that which the tone stood in."""
     tone = Tone(key="5", noise=-30, seed=3)
