@@ -285,7 +285,7 @@ def test_other_videos_need_a_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_processors_are_told_the_rate_that_sounds_have() -> None:
-    # --- processors -------------------------------------------------------------------------------------------------------
+    """Hugging Face's warn at every call otherwise; what the caller says stays, and nothing strange is passed."""
 
     class Plain:
         sampling_rate = 16_000
