@@ -109,7 +109,7 @@ def whisper(folder: Path) -> None:
 def vicuna(folder: Path) -> None:
     """A tokenizer like SentencePiece's, without a chat template."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *string.printable[:94]]
-    tokenizer = LlamaTokenizer(vocab={piece: number for number, piece in enumerate(pieces)}, pad_token="<unk>")
+    tokenizer = LlamaTokenizer(vocab={piece: number for number, piece in enumerate(pieces)}, pad_token="<unk>", add_bos_token=True)
     _language_model(LlamaForCausalLM, LlamaConfig, tokenizer, folder)
 
 
