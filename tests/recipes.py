@@ -1,7 +1,7 @@
-"""What the recipes in examples/ name, small: checkpoints in a cache like the hub's, and data in the formats of the sets.
+"""What the recipes in examples/ name, small: checkpoints in a cache like the hub's, data in the formats of the sets.
 
-A stand-in has the classes, the processor, the kind of tokenizer and the geometry (image and patch size, mel bins, seconds)
-of what it stands for; widths, layers and vocabularies are tiny. `REAL` has the true sizes.
+A stand-in has the classes, the processor, the kind of tokenizer and the geometry (image and patch size, mel bins,
+seconds) of what it stands for; widths, layers and vocabularies are tiny. `REAL` has the true sizes.
 """
 
 import io
@@ -109,7 +109,9 @@ def whisper(folder: Path) -> None:
 def vicuna(folder: Path) -> None:
     """A tokenizer like SentencePiece's, without a chat template."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *string.printable[:94]]
-    tokenizer = LlamaTokenizer(vocab={piece: number for number, piece in enumerate(pieces)}, pad_token="<unk>", add_bos_token=True)
+    tokenizer = LlamaTokenizer(
+        vocab={piece: number for number, piece in enumerate(pieces)}, pad_token="<unk>", add_bos_token=True
+    )
     _language_model(LlamaForCausalLM, LlamaConfig, tokenizer, folder)
 
 
@@ -230,10 +232,10 @@ def write_librispeech(path: Path, sounds: Sequence[tuple[float, str]]) -> None:
         "chapter_id": [134686] * len(sounds),
         "id": names,
     }
-    texts, numbers = dict.fromkeys(("file", "text", "id"), "string"), dict.fromkeys(("speaker_id", "chapter_id"), "int64")
+    kinds = {**dict.fromkeys(("file", "text", "id"), "string"), **dict.fromkeys(("speaker_id", "chapter_id"), "int64")}
     features = datasets.Features(
         {
-            name: datasets.Audio(sampling_rate=16000) if name == "audio" else datasets.Value({**texts, **numbers}[name])
+            name: datasets.Audio(sampling_rate=16000) if name == "audio" else datasets.Value(kinds[name])
             for name in columns
         }
     )

@@ -1,5 +1,7 @@
-"""The recipes in examples/, as they stand: names on the hub, paths and rates are theirs, and every run goes through the
-command. Small checkpoints lie in a cache like the hub's, small data where the recipes look for it, in the same formats."""
+"""The recipes in examples/, as they stand: names on the hub, paths and rates are theirs; every run is the command's.
+
+Small checkpoints lie in a cache like the hub's, small data where the recipes look for it, in the same formats.
+"""
 
 import random
 from collections.abc import Iterator
@@ -50,8 +52,8 @@ SHRUNK = (
 )  # fmt: skip
 COLOURS = ("red", "green", "blue")
 SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and "
-    "polite answers to the user's questions."
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the user's questions."
 )
 
 
@@ -196,9 +198,13 @@ def test_llava_stage_two(stage_one: Ran, hub: dict[str, Path], capsys: pytest.Ca
     assert learnt(ran, 0) == (talk, [" Red</s>", " Yes</s>"], 576)
     assert learnt(ran, 1)[0] == f"<s>{SYSTEM} USER: Which colour is it?<> ASSISTANT: Green</s>"
     assert learnt(ran, 2) == (f"<s>{SYSTEM} USER: Who are you? ASSISTANT: I am Vicuna.</s>", [" I am Vicuna.</s>"], 0)
-    prompt = ran.collator.processor.apply_chat_template([{"role": "user", "content": "Hm?"}], add_generation_prompt=True)
+    prompt = ran.collator.processor.apply_chat_template(
+        [{"role": "user", "content": "Hm?"}], add_generation_prompt=True
+    )
     assert prompt == f"<s>{SYSTEM} USER: Hm? ASSISTANT:"
-    assert asked(ran, capsys, "--image", "data/llava-finetune/gqa/images/green-2.jpg", "--prompt", "Which colour is it?")
+    assert asked(
+        ran, capsys, "--image", "data/llava-finetune/gqa/images/green-2.jpg", "--prompt", "Which colour is it?"
+    )
 
 
 def test_llava_stage_two_with_adapters(stage_one: Ran, hub: dict[str, Path]) -> None:
@@ -217,8 +223,8 @@ def test_llava_stage_two_with_adapters(stage_one: Ran, hub: dict[str, Path]) -> 
 
 
 def test_llava_pads_to_a_square(stage_one: Ran) -> None:
-    """In stage 2, with the mean colour (zero when normalised), as transformers' own processor for LLaVA does; in stage 1
-    the sides are cut off."""
+    """In stage 2, with the mean colour (zero when normalised), as transformers' own processor for LLaVA does; in stage
+    1 the sides are cut off."""
     wide = recipes.picture("red", 40, 30)
     red = (torch.tensor([1.0, 0, 0]) - torch.tensor([0.48145466, 0.4578275, 0.40821073])) / torch.tensor(
         [0.26862954, 0.26130258, 0.27577711]
@@ -266,7 +272,9 @@ def test_smolvlm(hub: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> No
 def test_speech(hub: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     """The projector alone, on FLAC in Parquet; what is longer than Whisper hears is left out and named."""
     ran = run("speech", steps=8, batch_size=4)
-    assert capsys.readouterr().err.count("it lasts 30.5 seconds, the limit audio_seconds is 30.0") == 9  # 8 and the first
+    assert (
+        capsys.readouterr().err.count("it lasts 30.5 seconds, the limit audio_seconds is 30.0") == 9
+    )  # 8 and the first
     assert modes(ran.model) == ["frozen float32", "full float32", "frozen bfloat16"]
     assert equal(ran.model.audio_encoder.module, WhisperModel.from_pretrained(hub[WHISPER]).get_encoder()) == {True}
     original = AutoModelForCausalLM.from_pretrained(hub[QWEN], dtype="bfloat16")
@@ -297,8 +305,8 @@ TRUE = {
 
 @pytest.mark.parametrize("name", TRUE)
 def test_true_sizes(name: str) -> None:
-    """What a recipe becomes with the sizes of the checkpoints that it names, without weights: positions of an input, and
-    weights in millions. The documentation's table says the same."""
+    """What a recipe becomes with the sizes of the checkpoints that it names, without weights: positions of an input,
+    and weights in millions. The documentation's table says the same."""
     shape, positions, weights, training = TRUE[name]
     config = read_config(EXAMPLES / f"{name}.yaml")
     assert config.model.language_model is not None

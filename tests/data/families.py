@@ -140,8 +140,8 @@ def vicuna(turns: Turns) -> str:
 
 def vicuna_v1(turns: Turns) -> str:
     system = (
-        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
-        "and polite answers to the user's questions."
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions."
     )
     return vicuna(turns if turns[0][0] == "system" else [("system", system), *turns])
 

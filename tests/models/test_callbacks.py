@@ -91,7 +91,10 @@ def test_stacked_rows_stand_side_by_side(count: int, size: int) -> None:
         expected[:, window, 3 * slot : 3 * slot + 3] = rows[:, place]
     assert torch.equal(stack({}, rows), expected)
     assert torch.equal(stack({}, SimpleNamespace(last_hidden_state=rows)), expected)
-    assert all(torch.equal(*pair) for pair in zip(stack({}, [rows[0], rows[1, :0]]), [expected[0], expected[1, :0]]))
+    assert all(
+        torch.equal(*pair)
+        for pair in zip(stack({}, [rows[0], rows[1, :0]]), [expected[0], expected[1, :0]], strict=True)
+    )
     assert stack.output_width(3) == 3 * size
 
 

@@ -139,7 +139,7 @@ class DataConfig:
     test: SourceConfig | None = None
     """What `cornstarch eval` asks about; validation if left out."""
     template: str | None = None
-    """Chat template: plain, vicuna, vicuna_v1, or a Jinja file. The tokenizer's own if left out, plain if it has none."""
+    """Chat template: plain, vicuna, vicuna_v1, or a Jinja file. The tokenizer's own if left out, else plain."""
     turns: Literal["all", "last"] = "all"
     """Which of the assistant's turns are trained on."""
     max_length: int | None = None
