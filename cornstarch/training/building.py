@@ -19,6 +19,7 @@ from cornstarch.models.multimodal_language_model import (
     freezing,
     library,
     parts,
+    pretrained,
     projector_loading,
 )
 from cornstarch.models.multimodal_language_model.callbacks import (
@@ -49,12 +50,32 @@ from cornstarch.training.config import (
 BYTES = "bytes"  # the tokenizer that the package makes
 
 
-def build_model(config: ModelConfig, template: str | None = None) -> tuple[MultimodalModel, MultimodalProcessor]:
+def build_processor(config: ModelConfig, template: str | None = None) -> MultimodalProcessor:
+    """The processor of the model that a config describes, for which no weights are read or made.
+
+    Args:
+        config: of the model.
+        template: chat template for the tokenizer; see `cornstarch.data.set_template`.
+
+    Returns:
+        The processor, which counts positions as that of `build_model` does.
+
+    Raises:
+        ArgumentError: if parts do not fit, or a name is unknown.
+        MissingFileError: if there is no such checkpoint.
+    """
+    return build_model(config, template, weights=False)[1]
+
+
+def build_model(
+    config: ModelConfig, template: str | None = None, *, weights: bool = True
+) -> tuple[MultimodalModel, MultimodalProcessor]:
     """The model that a config describes, and its processor. Random weights come from PyTorch's seed.
 
     Args:
         config: of the model.
         template: chat template for the tokenizer; see `cornstarch.data.set_template`.
+        weights: read or make them; otherwise parameters are on the meta device, and none are quantised.
 
     Returns:
         The model on the CPU, in training mode, everything trainable unless it was saved frozen; and the processor.
@@ -66,13 +87,17 @@ def build_model(config: ModelConfig, template: str | None = None) -> tuple[Multi
     if config.path is not None:
         dtype = None if config.dtype == "auto" else config.dtype
         model, processor = load_run(
-            config.path, trust_remote_code=config.trust_remote_code, revision=config.revision, dtype=dtype
+            config.path,
+            trust_remote_code=config.trust_remote_code,
+            revision=config.revision,
+            dtype=dtype,
+            weights=weights,
         )
     else:
         assert config.language_model is not None, "checked by the config"
         tokenizer = _tokenizer(config.language_model)
-        language_model = _language_model(config.language_model, tokenizer)
-        encoders = {key: _encoder(key, encoder, language_model) for key, encoder in config.encoders.items()}
+        language_model = _language_model(config.language_model, tokenizer, weights)
+        encoders = {key: _encoder(key, encoder, language_model, weights) for key, encoder in config.encoders.items()}
         processors = {key: _processor(config.encoders[key], encoder.module) for key, encoder in encoders.items()}
         model = MultimodalModel(encoders, language_model, _one(_built(config.preprocess_llm)))
         processor = MultimodalProcessor(processors, tokenizer, model)
@@ -82,7 +107,12 @@ def build_model(config: ModelConfig, template: str | None = None) -> tuple[Multi
 
 
 def load_run(
-    path: str | Path, *, trust_remote_code: bool = False, revision: str | None = None, dtype: str | None = None
+    path: str | Path,
+    *,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    dtype: str | None = None,
+    weights: bool = True,
 ) -> tuple[MultimodalModel, MultimodalProcessor]:
     """Load a model and its processor: from a run folder, a checkpoint in one, or a folder both were saved into.
 
@@ -93,6 +123,7 @@ def load_run(
         trust_remote_code: run code that came with a part.
         revision: branch, tag or commit on the hub.
         dtype: of all weights; None keeps each as it was saved.
+        weights: read them; otherwise parameters are on the meta device.
 
     Returns:
         The model in evaluation mode, and the processor.
@@ -106,13 +137,13 @@ def load_run(
     last = checkpoints.last(folder / "checkpoints")
     for candidate in (folder, folder / "model", *([last / "model"] if last is not None else [])):
         if _is_imported(candidate):
-            return _imported(candidate, trust_remote_code, revision, dtype)
+            return _imported(candidate, trust_remote_code, revision, dtype, weights)
         if (candidate / "config.json").is_file():
-            model = MultimodalModel.from_pretrained(candidate, dtype, trust_remote_code=trust_remote_code)
+            model = _saved(candidate, trust_remote_code, dtype, weights)
             processor = MultimodalProcessor.from_pretrained(candidate, model, trust_remote_code=trust_remote_code)
             return model, processor
     if is_on_the_hub(str(path)):
-        return _imported(path, trust_remote_code, revision, dtype)
+        return _imported(path, trust_remote_code, revision, dtype, weights)
     if not folder.is_dir():
         raise MissingFileError(f"there is no folder {folder}; expected a run folder, or one with a saved model")
     raise MissingFileError(f"{folder} holds no model: no config.json, no model/config.json, and no checkpoint")
@@ -124,12 +155,23 @@ def _is_imported(folder: Path) -> bool:
     return file.is_file() and library.read_json(file).get("model_type") not in (None, "cornstarch")
 
 
+def _saved(folder: Path, trust_remote_code: bool, dtype: str | None, weights: bool) -> MultimodalModel:
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    if weights:
+        return MultimodalModel.from_pretrained(folder, **options)
+    return pretrained.load(
+        MultimodalModel, folder, custom_objects={}, attn_implementation=None, weights=False, **options
+    )
+
+
 def _imported(
-    path: str | Path, trust_remote_code: bool, revision: str | None, dtype: str | None
+    path: str | Path, trust_remote_code: bool, revision: str | None, dtype: str | None, weights: bool
 ) -> tuple[MultimodalModel, MultimodalProcessor]:
     given = {"revision": revision} if revision is not None else {}
     trusted = {"trust_remote_code": True} if trust_remote_code else {}
-    model = MultimodalModel.from_pretrained_multimodal_model(path, dtype=dtype or "auto", **given, **trusted)
+    model = MultimodalModel.from_pretrained_multimodal_model(
+        path, dtype=dtype or "auto", weights=weights, **given, **trusted
+    )
     processor = MultimodalProcessor.from_pretrained_multimodal_model(path, model, **given, **trusted)
     tokenizer: Any = processor.llm_tokenizer
     if tokenizer.pad_token is None:
@@ -196,10 +238,11 @@ def make_limits(config: LimitsConfig) -> MediaLimits:
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def _options(config: PartConfig) -> dict[str, Any]:
-    """Arguments of Hugging Face's methods that load a model, or make one of random weights."""
+def _options(config: PartConfig, weights: bool) -> dict[str, Any]:
+    """Arguments of the functions that load a part, or make one of random weights."""
     names = ["attn_implementation", *(["revision", "trust_remote_code"] if config.path is not None else [])]
     given = {name: getattr(config, name) for name in names if getattr(config, name)}
+    given["weights"] = weights
     if config.path is not None and config.dtype == "auto":
         return {"dtype": "auto", **given}
     return {"dtype": torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype), **given}
@@ -229,14 +272,14 @@ def _tokenizer(config: LanguageModelConfig) -> PreTrainedTokenizerBase:
     return tokenizer  # type: ignore[no-any-return]
 
 
-def _language_model(config: LanguageModelConfig, tokenizer: Any) -> Any:
-    options = _options(config)
+def _language_model(config: LanguageModelConfig, tokenizer: Any, weights: bool) -> Any:
+    options = _options(config, weights)
     if config.config is not None:
         if config.quantization is not None:
             raise ArgumentError("model.language_model.quantization needs `path`: random weights are not quantised")
         return parts.make_language_model(config.config, tokenizer, config.class_name, **options)
     assert config.path is not None, "checked by the config"
-    if config.quantization is not None:
+    if config.quantization is not None and weights:
         options["quantization_config"] = quantization.make_config(config.quantization, options["dtype"])
     language_model: Any = parts.load_language_model(config.path, config.class_name, **options)
     if config.added_tokens and len(tokenizer) > anatomy.vocabulary_size(language_model):
@@ -244,23 +287,25 @@ def _language_model(config: LanguageModelConfig, tokenizer: Any) -> Any:
     return language_model
 
 
-def _module(key: str, config: TowerConfig) -> Any:
+def _module(key: str, config: TowerConfig, weights: bool) -> Any:
+    options = _options(config, weights)
     if config.config is not None:
-        return parts.make_encoder(config.config, config.class_name, **_options(config))
+        return parts.make_encoder(config.config, config.class_name, **options)
     assert config.path is not None, "checked by the config"
-    return parts.load_encoder(key, config.path, config.class_name, **_options(config))
+    return parts.load_encoder(key, config.path, config.class_name, **options)
 
 
-def _concatenated(key: str, towers: Mapping[str, TowerConfig]) -> ConcatenatedEncoders:
+def _concatenated(key: str, towers: Mapping[str, TowerConfig], weights: bool) -> ConcatenatedEncoders:
     return ConcatenatedEncoders(
-        {name: _module(key, tower) for name, tower in towers.items()},
+        {name: _module(key, tower, weights) for name, tower in towers.items()},
         skip_first={name: tower.skip_first for name, tower in towers.items()},
         layers={name: tower.layers for name, tower in towers.items() if tower.layers is not None},
     )
 
 
-def _encoder(key: str, config: EncoderConfig, language_model: Any) -> ModalEncoderModule:
-    module = _concatenated(key, config.concatenate) if config.concatenate else _module(key, config)
+def _encoder(key: str, config: EncoderConfig, language_model: Any, weights: bool) -> ModalEncoderModule:
+    towers = config.concatenate
+    module = _concatenated(key, towers, weights) if towers else _module(key, config, weights)
     before = _built(config.callbacks.preprocess)
     behind = _built(config.callbacks.postprocess_module)
     if config.layers is not None or config.skip_first:
@@ -280,21 +325,21 @@ def _encoder(key: str, config: EncoderConfig, language_model: Any) -> ModalEncod
     width, dtype = anatomy.embedding_width(language_model), anatomy.parameter_dtype(language_model) or torch.float32
     wanted = config.projector
     if wanted.path is not None:
-        encoder.projector = _projector(key, wanted, encoder, width)
+        encoder.projector = _projector(key, wanted, encoder, width, weights)
         projector_loading.as_precise(encoder.projector, anatomy.parameter_dtype(module), dtype)
     sizes = {"queries": wanted.queries, "layers": wanted.layers, "heads": wanted.heads}
     encoder.make_projector(width, dtype, wanted.type, wanted.activation, **sizes)
     return encoder
 
 
-def _projector(key: str, config: ProjectorConfig, encoder: ModalEncoderModule, width: int) -> Any:
+def _projector(key: str, config: ProjectorConfig, encoder: ModalEncoderModule, width: int, weights: bool) -> Any:
     assert config.path is not None, "checked by whoever asks"
     own = freezing.unwrap(encoder.module)
     rows = anatomy.observed_width(own) or anatomy.feature_width(own)
     if rows is not None:
         rows = callbacks.output_width(encoder.postprocess_module_callback, rows)
     revision = {"revision": config.revision} if config.revision is not None else {}
-    projector = parts.load_projector(key, config.path, **revision)
+    projector = parts.load_projector(key, config.path, weights=weights, **revision)
     return projector_loading.fit(projector, key, config.path, (rows, width))
 
 

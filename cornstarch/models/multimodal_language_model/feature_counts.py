@@ -209,10 +209,15 @@ def _run_on_meta(encoder: ModalEncoderModule, inputs: Inputs) -> Rows:
 
 
 def _run(encoder: ModalEncoderModule, inputs: Inputs) -> Rows:
-    device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
+    device = next((p.device for p in encoder.parameters() if not p.is_meta), torch.device("cpu"))
     placed = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in inputs.items()}
     with torch.random.fork_rng(devices=[]):
-        return _stand_in(encoder, lambda weight: weight)(**placed)  # type: ignore[no-any-return]
+        return _stand_in(encoder, _filled)(**placed)  # type: ignore[no-any-return]
+
+
+def _filled(weight: Tensor) -> Tensor:
+    """A weight that can be computed with; how many features there are does not depend on its values."""
+    return torch.zeros(weight.shape, dtype=weight.dtype) if weight.is_meta else weight
 
 
 def _on_meta(weight: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """6c. In from Hugging Face: a pretrained multimodal model taken apart by structure."""
 
+import copy
 import json
 import warnings
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers import (
 )
 
 from cornstarch.errors import ArgumentError, MissingFileError
-from cornstarch.models.multimodal_language_model import library, manifest, shapes
+from cornstarch.models.multimodal_language_model import library, manifest, shapes, weightless
 from cornstarch.models.multimodal_language_model.backbone import joined
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
 from cornstarch.models.multimodal_language_model.shapes import Shape
@@ -35,11 +36,12 @@ _COMPARED = (
 )
 
 
-def from_hugging_face(name_or_path: str | Path, **kwargs: Any) -> MultimodalModel:
+def from_hugging_face(name_or_path: str | Path, *, weights: bool = True, **kwargs: Any) -> MultimodalModel:
     """Load a Hugging Face multimodal model and build a `MultimodalModel` of its parts.
 
     Args:
         name_or_path: a folder or a name on the hub.
+        weights: read them; otherwise parameters stay on the meta device.
         **kwargs: for the `from_pretrained` of Hugging Face's class.
 
     Returns:
@@ -63,7 +65,11 @@ def from_hugging_face(name_or_path: str | Path, **kwargs: Any) -> MultimodalMode
     cls = next((cls for cls in classes if type(config) in cls._model_mapping), None)
     if cls is None:
         raise ArgumentError(f"{name_or_path} holds a {config.model_type!r}, which is no multimodal language model")
-    model = take_apart(cls.from_pretrained(name_or_path, **kwargs))
+    if weights:
+        original = cls.from_pretrained(name_or_path, **kwargs)
+    else:
+        original = weightless.make(lambda: cls.from_config(copy.deepcopy(config)))
+    model = take_apart(original)
     commit = getattr(config, "_commit_hash", None)
     model.origin = {**(model.origin or {}), "path": str(name_or_path), "revision": commit or kwargs.get("revision")}
     for part, *_ in model.parts.values():

@@ -1,5 +1,6 @@
 """6e. Single parts out of Hugging Face checkpoints, or from scratch: the tower a modality needs, found by structure."""
 
+import copy
 import difflib
 import importlib
 import inspect
@@ -25,7 +26,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from cornstarch.errors import ArgumentError, MissingFileError
-from cornstarch.models.multimodal_language_model import anatomy, freezing, manifest
+from cornstarch.models.multimodal_language_model import anatomy, freezing, manifest, weightless
 from cornstarch.models.multimodal_language_model.backbone import is_backbone, joined, with_head
 from cornstarch.models.multimodal_language_model.projector_loading import load_projector as load_projector
 
@@ -99,7 +100,8 @@ def load_encoder(key: str, path: str | Path, class_name: str | None = None, **op
         key: the modality; tells towers apart (`vision_config` is for a key that begins with `vision`).
         path: a folder, or a name on the hub.
         class_name: a class of transformers; found by itself if not given.
-        **options: for `from_pretrained` (`dtype`, `revision`, `attn_implementation`, `trust_remote_code`).
+        **options: for `from_pretrained` (`dtype`, `revision`, `attn_implementation`, `trust_remote_code`); and
+            `weights=False` for parameters on the meta device, read from no file.
 
     Returns:
         The encoder in evaluation mode.
@@ -125,7 +127,10 @@ def _find_encoder(
     if tower is None:
         return _loaded(AutoModel, path, options)
     if type(tower) in MODEL_MAPPING:
-        encoder, report = MODEL_MAPPING[type(tower)].from_pretrained(path, output_loading_info=True, **options)
+        cls = MODEL_MAPPING[type(tower)]
+        if not options.get("weights", True):
+            return _without_weights(cls, tower, options)
+        encoder, report = cls.from_pretrained(path, output_loading_info=True, **_plain(options))
         if not report["missing_keys"]:
             return encoder
     whole = _loaded(_whole_class(config), path, options)  # its tower has other names there than by itself
@@ -139,7 +144,7 @@ def make_encoder(values: dict[str, Any], class_name: str | None = None, **option
     Args:
         values: `model_type`, and the config's arguments.
         class_name: a class of transformers; found by itself if not given.
-        **options: `dtype` and `attn_implementation`.
+        **options: `dtype` and `attn_implementation`; and `weights=False` for parameters on the meta device.
 
     Returns:
         The encoder.
@@ -162,7 +167,7 @@ def load_language_model(path: str | Path, class_name: str | None = None, **optio
         path: a folder, or a name on the hub.
         class_name: a class of transformers; `AutoModelForCausalLM` if not given. Of a text backbone that has no such
             class, and of a multimodal checkpoint, backbone and head are taken (`BackboneWithHead`).
-        **options: for `from_pretrained`.
+        **options: for `from_pretrained`; and `weights=False` for parameters on the meta device, read from no file.
 
     Returns:
         The language model in evaluation mode.
@@ -208,7 +213,7 @@ def make_language_model(values: dict[str, Any], tokenizer: Any, class_name: str 
         values: `model_type`, and the config's arguments; vocabulary and special tokens are the tokenizer's otherwise.
         tokenizer: the tokenizer.
         class_name: a class of transformers; found by itself if not given.
-        **options: `dtype` and `attn_implementation`.
+        **options: `dtype` and `attn_implementation`; and `weights=False` for parameters on the meta device.
 
     Returns:
         The language model.
@@ -323,15 +328,38 @@ def _made(cls: Any, config: PreTrainedConfig, options: dict[str, Any]) -> Any:
     """A model of random weights; whatever a config that makes no sense fails with is said as it is."""
     make = getattr(cls, "from_config", None) or cls._from_config
     try:
-        return make(config, **options)
+        if not options.get("weights", True):
+            return weightless.make(lambda: make(copy.deepcopy(config), **_plain(options)))
+        return make(config, **_plain(options))
     except Exception as error:
         raise ArgumentError(f"no {cls.__name__} can be made of a config of {config.model_type!r}: {error}") from error
 
 
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    """What of the options is for Hugging Face's methods."""
+    return {name: value for name, value in options.items() if name != "weights"}
+
+
+def _without_weights(cls: Any, config: PreTrainedConfig, options: dict[str, Any]) -> Any:
+    """What `from_pretrained` makes, its parameters on the meta device."""
+    wanted: dict[str, Any] = {
+        name: options[name] for name in ("attn_implementation", "dtype", "trust_remote_code") if name in options
+    }
+    if wanted.get("dtype") == "auto":
+        wanted["dtype"] = config.dtype
+    if not hasattr(cls, "from_config"):
+        wanted.pop("trust_remote_code", None)
+    return _made(cls, config, wanted | {"weights": False}).eval()
+
+
 def _loaded(cls: Any, path: str | Path, options: dict[str, Any]) -> Any:
     """A pretrained model, every weight of which the checkpoint has, but for a few beside the hidden states."""
+    if not options.get("weights", True):
+        own = getattr(cls, "config_class", None)  # of one tower, where the checkpoint's is of the whole
+        config = _read_config(path, options) if own is None else own.from_pretrained(path)
+        return _without_weights(cls, config, options)
     try:
-        model, report = cls.from_pretrained(path, output_loading_info=True, **options)
+        model, report = cls.from_pretrained(path, output_loading_info=True, **_plain(options))
     except (ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise ArgumentError(f"{path} cannot be loaded as {cls.__name__}: {str(error).splitlines()[0]}") from error
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}

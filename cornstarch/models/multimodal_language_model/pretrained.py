@@ -223,8 +223,9 @@ def _load(
     custom_objects: Mapping[str, Any],
     attn_implementation: str | None,
     trust_remote_code: bool,
+    weights: bool = True,
 ) -> MultimodalModel:
-    """Read a model from a folder in which nothing changes."""
+    """Read a model from a folder in which nothing changes; without weights, its parameters stay on the meta device."""
     if not folder.is_dir():
         raise MissingFileError(f"{folder} is no folder; expected one that save_pretrained wrote")
     description = library.read_json(folder / _CONFIG)
@@ -255,7 +256,8 @@ def _load(
     language_model = _build_part("language_model", description["language_model"], folder, custom_objects, options)
     callback = _build_callback("preprocess_llm_callback", description["preprocess_llm_callback"], custom_objects)
     model = cls(encoders, language_model, callback)
-    _read_weights(model, folder, description, wanted)
+    if weights:
+        _read_weights(model, folder, description, wanted)
     model.origin = description.get("origin")
     manifest.restore({name: part for name, (part, *_) in model.parts.items()}, description.get("manifest", {}))
     if description["modality_token_ids"]:

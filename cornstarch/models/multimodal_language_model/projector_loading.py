@@ -24,7 +24,7 @@ def load_projector(key: str, path: str | Path, **options: Any) -> MultimodalProj
         path: a folder with a model saved by `save_pretrained` (or a run folder's `model`), or a folder or a name on the
             hub with a multimodal model of Hugging Face's.
         **options: for Hugging Face's `from_pretrained`, such as `dtype` and `revision`; of them only `dtype` is for a
-            saved model.
+            saved model. With `weights=False` the projector's parameters stay on the meta device.
 
     Returns:
         The projector, its weights on the CPU.
@@ -64,6 +64,8 @@ def _saved(key: str, folder: Path, path: Path, options: dict[str, Any]) -> Multi
     if entry["projector"] is None:
         raise ArgumentError(f"{path}: the projector of {key!r} is a module of the caller's own, which is not saved")
     projector: MultimodalProjector = weightless.make(lambda: MultimodalProjector(projector_config(entry["projector"])))
+    if not options.get("weights", True):
+        return projector
     prefix = f"{key}_encoder.projector."
     state = {
         name.removeprefix(prefix): pretrained.copied(value, options.get("dtype"))
