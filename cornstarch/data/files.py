@@ -24,11 +24,12 @@ class RowSource:
     Args:
         path: a file (`.json`, `.jsonl`, `.parquet`, `.arrow`, `.tar`), a pattern of such with `*`, a folder that
             `datasets.Dataset.save_to_disk` wrote, or a name on the hub.
-        format: how rows are read: `llava`, `sharegpt`, `messages`, `caption`, `transcript`.
+        format: how rows are read: `llava`, `sharegpt`, `messages`, `cauldron`, `caption`, `transcript`.
         media: the folder that names of media are relative to, and that they may not leave; that of the file if it is
             not given.
         columns: field of the format to what the rows call it.
         prompt: of `caption` and `transcript`: what is asked.
+        text_beside_media: keep the text of a question that comes with media; otherwise it is the media alone.
         split: of a data set.
         name: a data set's configuration, on the hub.
         revision: branch, tag or commit on the hub.
@@ -47,13 +48,20 @@ class RowSource:
         media: str | Path | None = None,
         columns: Mapping[str, str] | None = None,
         prompt: str = "",
+        text_beside_media: bool = True,
         split: str = "train",
         name: str | None = None,
         revision: str | None = None,
         frames_per_second: float = 1.0,
     ) -> None:
         folder = MediaFolder(media if media is not None else folder_of(path), frames_per_second)
-        self._reader = Reader(format=format, media=folder, columns=dict(columns or {}), prompt=prompt)
+        self._reader = Reader(
+            format=format,
+            media=folder,
+            columns=dict(columns or {}),
+            prompt=prompt,
+            text_beside_media=text_beside_media,
+        )
         self._rows = open_rows(path, split, name, revision)
         if not len(self._rows):
             raise ArgumentError(f"{path} has no entries")

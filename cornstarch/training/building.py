@@ -232,7 +232,7 @@ def make_stream(config: RowsConfig) -> StreamSource:
 
 
 def _row_options(config: RowsConfig) -> dict[str, Any]:
-    names = ("media", "columns", "prompt", "split", "name", "revision", "frames_per_second")
+    names = ("media", "columns", "prompt", "text_beside_media", "split", "name", "revision", "frames_per_second")
     return {name: getattr(config, name) for name in names}
 
 

@@ -52,8 +52,9 @@ class DigitsAndTonesConfig:
 class RowsConfig:
     """Conversations in files, in folders or on the hub."""
 
-    source: Literal["sharegpt", "messages", "caption", "transcript"]
-    """How rows are read: conversations as ShareGPT or OpenAI write them, images with texts, sounds with texts."""
+    source: Literal["sharegpt", "messages", "cauldron", "caption", "transcript"]
+    """How rows are read: conversations as ShareGPT, OpenAI or The Cauldron write them, images with texts, sounds with
+    texts."""
     path: str
     """A file (.json, .jsonl, .parquet, .arrow, .tar), several by a pattern (`a-*.tar`), a folder that a data set was
     saved to, or a name on the hub."""
@@ -63,6 +64,9 @@ class RowsConfig:
     """What the rows call a field of the format, such as `image: picture`."""
     prompt: str = ""
     """Of caption and transcript: what is asked besides the medium."""
+    text_beside_media: bool = True
+    """Keep the text of a question that comes with media. Without it such a question is its media alone, as in the first
+    stage of LLaVA."""
     split: str = "train"
     """Of a data set with several."""
     name: str | None = None
@@ -81,6 +85,8 @@ class RowsConfig:
         require(self.window > 0, "window", f"at least one row, found {self.window}")
         pair = self.source in ("caption", "transcript")
         require(pair or not self.prompt, "prompt", f"is for caption and transcript, found source {self.source!r}")
+        both = bool(self.prompt) and not self.text_beside_media
+        require(not both, "prompt", "stands beside a medium, and `text_beside_media: false` leaves such text out")
 
 
 @config_class
@@ -159,7 +165,7 @@ class DataConfig:
     test: SourceConfig | None = None
     """What `cornstarch eval` asks about; validation if left out."""
     template: str | None = None
-    """Chat template: plain, vicuna, or a Jinja file. The tokenizer's own if left out, plain if it has none."""
+    """Chat template: plain, vicuna, vicuna_v1, or a Jinja file. The tokenizer's own if left out, else plain."""
     turns: Literal["all", "last"] = "all"
     """Which of the assistant's turns are trained on."""
     max_length: int | None = None
