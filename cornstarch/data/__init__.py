@@ -1,7 +1,7 @@
 """Data: what a model is shown, and the batches it is shown in.
 
 Files stand in the order of the flow: rows, tables, shards -> media_folder, formats -> files, digits, mixtures, streams
-(the sources of samples) -> conversations -> collation -> loader, steps -> batches, stream_batches.
+(the sources of samples) -> conversations -> collation -> loader, steps -> batches, stream_batches; viewing, view.
 """
 
 from cornstarch.data.batches import Batches
@@ -15,6 +15,8 @@ from cornstarch.data.samples import Sample, Source
 from cornstarch.data.steps import BadSample, StepBatch, first_samples
 from cornstarch.data.stream_batches import StreamBatches
 from cornstarch.data.streams import StreamSource
+from cornstarch.data.view import view_as_html, view_as_json, view_as_text
+from cornstarch.data.viewing import CutView, MediumView, PositionView, SampleView, view_sample
 from cornstarch.models.multimodal_language_model.sounds import read_audio, resample
 
 __all__ = [
@@ -22,12 +24,16 @@ __all__ = [
     "BadSample",
     "Batches",
     "Collator",
+    "CutView",
     "DigitsSource",
     "Example",
     "LlavaSource",
+    "MediumView",
     "MixtureSource",
+    "PositionView",
     "RowSource",
     "Sample",
+    "SampleView",
     "Source",
     "StepBatch",
     "StreamBatches",
@@ -39,4 +45,8 @@ __all__ = [
     "render",
     "resample",
     "set_template",
+    "view_as_html",
+    "view_as_json",
+    "view_as_text",
+    "view_sample",
 ]

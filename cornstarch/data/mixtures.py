@@ -67,8 +67,12 @@ class MixtureSource:
         Returns:
             The sample.
         """
-        source = self._source_of(index)
+        source = self.source_of(index)
         return self._sources[source].sample(index - self._starts[source], chance)
+
+    def source_of(self, index: int) -> int:
+        """Which source a sample is of, counted from 0; `index` as in `sample`."""
+        return bisect.bisect_right(self._starts, index) - 1
 
     def following(self, index: int) -> int:
         """The sample after another in the same source; after the last comes the first.
@@ -79,7 +83,7 @@ class MixtureSource:
         Returns:
             The other's index.
         """
-        source = self._source_of(index)
+        source = self.source_of(index)
         return self._starts[source] + (index - self._starts[source] + 1) % self._sizes[source]
 
     def order(self, seed: int, epoch: int, *, shuffle: bool = True) -> list[Place]:
@@ -130,6 +134,3 @@ class MixtureSource:
         if shuffle:
             random.Random(f"order {seed} {number} of {source}").shuffle(order)
         return [(number, index) for index in order]
-
-    def _source_of(self, index: int) -> int:
-        return bisect.bisect_right(self._starts, index) - 1

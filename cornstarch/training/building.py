@@ -203,6 +203,24 @@ def make_source(config: SourceConfig) -> Source:
     return DigitsSource(config.split, config.shift, config.blank)
 
 
+def open_source(config: SourceConfig) -> Source | StreamSource:
+    """The samples that a config describes, or the stream, if it is to be one.
+
+    Args:
+        config: of a source.
+
+    Returns:
+        The source or stream.
+
+    Raises:
+        ArgumentError: if there is nothing to read.
+        ImportError: if a package that it needs is not installed.
+    """
+    if isinstance(config, RowsConfig) and config.streaming:
+        return make_stream(config)
+    return make_source(config)
+
+
 def make_stream(config: RowsConfig) -> StreamSource:
     """The stream that a config with `streaming` describes.
 

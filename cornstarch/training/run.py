@@ -23,7 +23,7 @@ from cornstarch.data.steps import good_samples
 from cornstarch.errors import ArgumentError, CornstarchError, TrainingError
 from cornstarch.models.multimodal_language_model import MultimodalModel, MultimodalProcessor, anatomy, pretrained
 from cornstarch.training import building, checkpoints, pictures, report, selection
-from cornstarch.training.config import RowsConfig, SourceConfig, TrainConfig
+from cornstarch.training.config import SourceConfig, TrainConfig
 from cornstarch.training.devices import check_precision, pick_device
 from cornstarch.training.evaluation import AnswerMetric, in_evaluation_mode
 from cornstarch.training.folder import RunFolder, flat, refuse_other_config
@@ -188,9 +188,7 @@ def _prepare(config: TrainConfig) -> torch.device:
 def _source(config: SourceConfig | None) -> Source | StreamSource:
     if config is None:
         raise ArgumentError("data.train must be given: there is nothing to train on")
-    if isinstance(config, RowsConfig) and config.streaming:
-        return building.make_stream(config)
-    return building.make_source(config)
+    return building.open_source(config)
 
 
 def _model(
