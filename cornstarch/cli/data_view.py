@@ -91,10 +91,21 @@ def _written(view: SampleView, form: str, stream: Any = None) -> str:
     if form == "html":
         return view_as_html(view)
     if form == "json":
-        return json.dumps(view_as_json(view), indent=1) + "\n"  # ASCII: JSON has escapes for halves of characters
+        return _lines(view_as_json(view))
     colours = stream is not None and stream.isatty() and "NO_COLOR" not in os.environ
     blocks = colours and os.environ.get("COLORTERM") in ("truecolor", "24bit")
     return view_as_text(view, colours=colours, blocks=blocks) + "\n"
+
+
+def _lines(values: dict[str, Any]) -> str:
+    """JSON, a position or medium a line; in ASCII, which has escapes for the halves of characters that texts hold."""
+    entries = {
+        name: "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
+        if name in ("positions", "media") and value
+        else json.dumps(value)
+        for name, value in values.items()
+    }
+    return "{\n " + ",\n ".join(f"{json.dumps(name)}: {text}" for name, text in entries.items()) + "\n}\n"
 
 
 def _print(text: str) -> None:

@@ -1,5 +1,6 @@
 """3a1. Ids -> what each of them adds to the text, which is not what it is decoded to by itself."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -46,8 +47,11 @@ def _from_the_beginning(tokenizer: Any, ids: Sequence[int], whole: str) -> Itera
     done = 0
     for place in range(len(ids)):
         text = _decoded(tokenizer, ids[: place + 1]) if place + 1 < len(ids) else whole
-        common = next(
-            (n for n, (a, b) in enumerate(zip(text, whole, strict=False)) if a != b), min(len(text), len(whole))
-        )
-        yield whole[done : max(done, common)]
-        done = max(done, common)
+        reached = max(done, _agreeing(text, whole))
+        yield whole[done:reached]
+        done = reached
+
+
+def _agreeing(text: str, whole: str) -> int:
+    """With how many characters both begin."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(text, whole, strict=False)))

@@ -4,7 +4,16 @@ import html
 from collections.abc import Iterator, Sequence
 
 from cornstarch.data.view import sounds
-from cornstarch.data.view.pictures import Pixels, as_address, originals_of, pictures_of, spectrogram_of, wave_of
+from cornstarch.data.view.pictures import (
+    Pixels,
+    as_address,
+    heat,
+    originals_of,
+    pictures_of,
+    scaled,
+    spectrogram_of,
+    wave_of,
+)
 from cornstarch.data.view.style import HUES, STYLE
 from cornstarch.data.view.visible import Segment, called, code_of, count, given, is_hidden, made, segments, shape
 from cornstarch.data.viewing import CutView, MediumView, PositionView, SampleView
@@ -12,6 +21,7 @@ from cornstarch.data.viewing import CutView, MediumView, PositionView, SampleVie
 _LONGEST = 640  # pixels of an original's longer side; what the encoder gets is shown to the pixel
 _SMALL = 64  # pixels of a picture that is shown enlarged, in squares
 _MOST = 32  # frames or tiles that are shown
+_BLANKS = {"\n": "n", "\t": "h"}  # to the class of a sign before it, which is no text
 # Should anything of the data get by: a browser loads nothing and runs nothing on this page.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -79,7 +89,8 @@ def _text(view: SampleView) -> Iterator[str]:
         if view.messages:
             yield "<h2>Conversation</h2>"
             for role, text in view.messages:
-                yield f'<div class="card"><p class="soft">{_marked(role)}</p><div class="text">{_marked(text)}</div></div>'
+                said = f'<div class="text">{_marked(text)}</div>'
+                yield f'<div class="card"><p class="soft">{_marked(role)}</p>{said}</div>'
         return
     yield "<h2>What the model reads</h2>"
     yield _legend(view)
@@ -123,7 +134,7 @@ def _run(view: SampleView, segment: Segment, medium: MediumView) -> str:
     """A run of positions of an input, beside a small picture of it."""
     place = view.media.index(medium)
     end = segment.start + len(segment.positions)
-    picture = _thumbnail(view, medium)
+    picture = _thumbnail(view, medium, [start for start, _ in medium.positions].index(segment.start))
     return (
         f'<a class="run" href="#medium-{place}" style="--hue:{_hue(view, medium.key)}">{picture}<span>'
         f"<b>{_marked(view.marks[medium.key])} &times; {len(segment.positions):,}</b>"
@@ -131,13 +142,21 @@ def _run(view: SampleView, segment: Segment, medium: MediumView) -> str:
     )
 
 
-def _thumbnail(view: SampleView, medium: MediumView) -> str:
+def _thumbnail(view: SampleView, medium: MediumView, run: int) -> str:
+    """Of an input; where each of its runs is a picture of its own, such as a tile, of this."""
     processor = view.processors.get(medium.key)
-    pixels = next(iter(originals_of(medium) or pictures_of(medium, processor)), None)
+    pictures = pictures_of(medium, processor)
+    if 1 < len(pictures) == len(medium.positions):
+        pixels: Pixels | None = pictures[run]
+    else:
+        pixels = next(iter(originals_of(medium) or pictures), None)
+    table = spectrogram_of(medium, processor)
+    if pixels is None and table is not None:
+        pixels = scaled(heat(table), 208, 112)
     if pixels is None:
         return ""
     style = ' style="image-rendering:pixelated;width:56px"' if max(pixels.shape[:2]) <= _SMALL else ""
-    return f'<img src="{as_address(pixels, 160)}" alt=""{style}>'
+    return f'<img src="{as_address(pixels, 208)}" alt=""{style}>'
 
 
 def _cut(view: SampleView, cut: CutView) -> Iterator[str]:
@@ -233,12 +252,12 @@ def _marked(text: str) -> str:
     return "".join(
         f'<b class="c">{code_of(character)}</b>'
         if is_hidden(character)
-        else '<b class="n"></b>\n'
-        if character == "\n"
+        else f'<b class="{_BLANKS[character]}"></b>{character}'
+        if character in _BLANKS
         else html.escape(character)
         for character in text
     )
 
 
 def _attribute(text: str) -> str:
-    return html.escape("".join(code_of(c) if is_hidden(c) or c == "\n" else c for c in text))
+    return html.escape("".join(code_of(c) if is_hidden(c) or c in _BLANKS else c for c in text))

@@ -79,12 +79,14 @@ def heat(table: Numbers) -> Pixels:
     share = np.nan_to_num((table[::-1] - low) / max(high - low, 1e-12), nan=0.0, posinf=1.0, neginf=0.0)
     places = np.linspace(0, 1, len(_COLOURS))
     channels = [np.interp(share, places, [colour[channel] for colour in _COLOURS]) for channel in range(3)]
-    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+    found: Pixels = np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+    return found
 
 
 def scaled(pixels: Pixels, width: int, height: int) -> Pixels:
     """A picture in another size."""
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BOX))
+    found: Pixels = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BOX))
+    return found
 
 
 def as_address(pixels: Pixels, longest: int | None = None) -> str:

@@ -30,17 +30,19 @@ font-variant-numeric:tabular-nums}
 .legend span{display:inline-flex;align-items:center;gap:.4rem}
 .legend i{width:1.1rem;height:1.1rem;border-radius:3px;display:inline-block}
 .card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:1rem 1.15rem}
-.card+.card{margin-top:.8rem}
+.card+.card,.card.bad{margin-top:.8rem}
 .bad{background:var(--bad-paper);border-color:var(--bad)}.bad b{color:var(--bad)}
 .text{font:14px/2 ui-monospace,"SF Mono",Menlo,Consolas,"DejaVu Sans Mono",monospace;white-space:pre-wrap;
 overflow-wrap:anywhere;tab-size:4}
 .t{unicode-bidi:isolate;border-radius:3px;padding:.15em 0;background:var(--even)}
 .t.o{background:var(--odd)}
 .t.s{color:var(--soft);box-shadow:inset 0 0 0 1px var(--line)}
-.t.l{background:var(--learnt);color:var(--learnt-ink);border-bottom:2px solid var(--learnt-line);border-radius:3px 3px 0 0}
+.t.l{background:var(--learnt);color:var(--learnt-ink);border-bottom:2px solid var(--learnt-line);
+border-radius:3px 3px 0 0}
 .t.l.o{background:var(--learnt2)}
+.t:empty::before{content:"\\00B7";opacity:.4}
 .t:hover{outline:2px solid var(--ink);outline-offset:1px}
-.n::before{content:"\\21B5";opacity:.5}
+.n::before{content:"\\21B5";opacity:.5}.h::before{content:"\\21E5";opacity:.5}
 .c{font-size:.75em;border:1px dashed var(--bad);color:var(--bad);border-radius:3px;padding:0 .2em;margin:0 .1em}
 .run{display:inline-flex;align-items:center;gap:.6rem;vertical-align:middle;margin:.25rem .15rem;
 padding:.35rem .7rem .35rem .35rem;border-radius:8px;border:1px solid hsl(var(--hue) var(--deep));
@@ -61,7 +63,8 @@ figure img{display:block;max-width:100%;height:auto;border-radius:6px;border:1px
 .strip{display:flex;flex-wrap:wrap;gap:.4rem}
 .strip img{height:112px;width:auto}.strip.small img{width:auto}
 .wide{width:100%}
-svg{display:block;width:100%;height:auto;color:var(--ink)}
+figure.wide{overflow-x:auto}
+svg{display:block;width:100%;min-width:34rem;height:auto;color:var(--ink)}
 svg text{font:11px system-ui,sans-serif;fill:var(--soft)}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:.9rem}

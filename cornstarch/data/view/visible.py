@@ -9,7 +9,7 @@ from cornstarch.data.viewing import MediumView, PositionView, SampleView
 
 # Control characters, marks of direction and of width zero, halves of characters, line ends that are none.
 _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
-LINE_BREAK = "↵"
+LINE_BREAK, TAB = "↵", "⇥"
 
 
 class Segment(NamedTuple):
@@ -36,8 +36,8 @@ class Segment(NamedTuple):
 def segments(view: SampleView) -> Iterator[Segment]:
     """The positions of a sample in runs of one medium, and of text that is learnt or not."""
     owner: dict[int, tuple[int, int]] = {}  # position to medium and run
-    for place, medium in enumerate(view.media):
-        for run, (start, end) in enumerate(medium.positions):
+    for place, own in enumerate(view.media):
+        for run, (start, end) in enumerate(own.positions):
             owner |= dict.fromkeys(range(start, end), (place, run))
     numbered = enumerate(view.positions)
     groups = itertools.groupby(
@@ -50,8 +50,8 @@ def segments(view: SampleView) -> Iterator[Segment]:
 
 
 def is_hidden(character: str) -> bool:
-    """Whether a character would not be seen, or change how others are seen; a line break is shown apart."""
-    return character != "\n" and unicodedata.category(character) in _HIDDEN
+    """Whether a character would not be seen, or change how others are seen; line breaks and tabs are shown apart."""
+    return character not in "\n\t" and unicodedata.category(character) in _HIDDEN
 
 
 def code_of(character: str) -> str:
@@ -60,7 +60,7 @@ def code_of(character: str) -> str:
 
 
 def visible(text: str, line_break: str = f"{LINE_BREAK}\n") -> str:
-    """A text in which what is hidden is written as `‹U+202E›`, so that it can neither hide nor command a terminal.
+    """A text in which what is hidden is written as `⟨U+202E⟩`, so that it can neither hide nor command a terminal.
 
     Args:
         text: any.
@@ -69,8 +69,8 @@ def visible(text: str, line_break: str = f"{LINE_BREAK}\n") -> str:
     Returns:
         The text.
     """
-    shown = "".join(f"‹{code_of(character)}›" if is_hidden(character) else character for character in text)
-    return shown.replace("\n", line_break)
+    shown = "".join(f"⟨{code_of(character)}⟩" if is_hidden(character) else character for character in text)
+    return shown.replace("\n", line_break).replace("\t", TAB)
 
 
 def count(number: int, one: str, more: str | None = None) -> str:
