@@ -1,10 +1,12 @@
 """Data: what a model is shown, and the batches it is shown in.
 
 Files stand in the order of the flow: rows, tables, shards -> media_folder, formats -> files, digits, mixtures, streams
-(the sources of samples) -> conversations -> collation -> loader, steps -> batches, stream_batches; viewing, view.
+(the sources of samples) -> conversations -> collation, joining -> loader, steps, budgets, lengths -> batches,
+stream_batches; viewing, view (a sample as the model gets it).
 """
 
 from cornstarch.data.batches import Batches
+from cornstarch.data.budgets import Budget
 from cornstarch.data.byte_level import byte_tokenizer
 from cornstarch.data.collation import Collator
 from cornstarch.data.conversations import TEMPLATES, render, set_template
@@ -23,6 +25,7 @@ __all__ = [
     "TEMPLATES",
     "BadSample",
     "Batches",
+    "Budget",
     "Collator",
     "CutView",
     "DigitsSource",
