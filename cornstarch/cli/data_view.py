@@ -78,7 +78,8 @@ def view_of(config: TrainConfig, split: str, number: int) -> SampleView:
     processor = building.build_processor(config.model, config.data.template)
     processor.media_limits = building.make_limits(config.data.limits)
     collator = Collator(processor, config.data.max_length, config.data.turns)
-    return view_place(collator, reading, place, source=called, index=number)
+    budget = building.make_budget(config.training) if split == "train" else None
+    return view_place(collator, reading, place, budget, source=called, index=number)
 
 
 def _described(config: SourceConfig) -> str:

@@ -2,13 +2,14 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from cornstarch.data.budgets import Budget, Size
 from cornstarch.data.collation import Collator
 from cornstarch.data.pieces_of_text import pieces
 from cornstarch.data.samples import Sample
@@ -100,7 +101,7 @@ class SampleView:
         name: where it comes from.
         source: what it was taken from, in words.
         index: its number there.
-        positions: all of them, in order; none if the sample cannot be used.
+        positions: all of them, in order; none if the sample cannot be processed.
         media: in the order in which they stand in the text, with those that were left out.
         inputs: what the model is called with: shapes by name.
         marks: modality key to what stands for its inputs in text.
@@ -171,13 +172,16 @@ def view_sample(collator: Collator, sample: Sample, *, source: str = "", index: 
     )
 
 
-def view_place(collator: Collator, reading: Reading, place: Any, *, source: str = "", index: int) -> SampleView:
+def view_place(
+    collator: Collator, reading: Reading, place: Any, budget: Budget | None = None, *, source: str = "", index: int
+) -> SampleView:
     """What the model gets of the sample at a place; if it cannot be used, why, and what there is of it.
 
     Args:
         collator: of the training.
         reading: reads the source.
         place: which sample.
+        budget: what a micro-batch may take; None if that does not matter.
         source: in words.
         index: of the sample.
 
@@ -192,7 +196,11 @@ def view_place(collator: Collator, reading: Reading, place: Any, *, source: str 
     try:
         sample = reading.sample(place)
         name = sample.name
-        return view_sample(collator, sample, source=source, index=index)
+        view = view_sample(collator, sample, source=source, index=index)
+        if budget is None or view.unlabelled is not None:
+            return view
+        size = Size(positions=len(view.positions), media=sum(1 for _ in sample.media))
+        return replace(view, error=budget.refusal(name, size))
     except (ImportError, MemoryError):
         raise
     except Exception as error:

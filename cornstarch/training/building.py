@@ -7,7 +7,16 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from cornstarch.data import DigitsSource, MixtureSource, RowSource, Source, StreamSource, byte_tokenizer, set_template
+from cornstarch.data import (
+    Budget,
+    DigitsSource,
+    MixtureSource,
+    RowSource,
+    Source,
+    StreamSource,
+    byte_tokenizer,
+    set_template,
+)
 from cornstarch.errors import ArgumentError, MissingFileError
 from cornstarch.models.multimodal_language_model import (
     MediaLimits,
@@ -45,6 +54,7 @@ from cornstarch.training.config import (
     RowsConfig,
     SourceConfig,
     TowerConfig,
+    TrainingConfig,
 )
 
 BYTES = "bytes"  # the tokenizer that the package makes
@@ -240,6 +250,13 @@ def make_stream(config: RowsConfig) -> StreamSource:
 def _row_options(config: RowsConfig) -> dict[str, Any]:
     names = ("media", "columns", "prompt", "split", "name", "revision", "frames_per_second")
     return {name: getattr(config, name) for name in names}
+
+
+def make_budget(config: TrainingConfig) -> Budget:
+    """What is on the device at once."""
+    return Budget(
+        samples=config.micro_batch_size, positions=config.micro_batch_positions, media=config.micro_batch_media
+    )
 
 
 def make_limits(config: LimitsConfig) -> MediaLimits:

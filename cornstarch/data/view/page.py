@@ -56,6 +56,7 @@ def _header(view: SampleView) -> Iterator[str]:
         yield f'<p class="soft">sample {view.index:,} of {_marked(view.source)}</p>'
     if view.error is not None:
         yield f'<div class="card bad"><b>This sample cannot be used.</b><p>{_marked(view.error)}</p></div>'
+    if not view.positions:
         return
     features = sum(position.modality is not None for position in view.positions)
     figures = [

@@ -39,9 +39,9 @@ def view_as_text(view: SampleView, *, brief: bool = False, colours: bool = False
     lines = [] if brief else [paint(visible(view.name, " "), _BOLD), *_origin(view)]
     if view.error is not None:
         lines += [paint(f"cannot be used: {visible(view.error, ' ')}", _RED)]
-    else:
+    if view.positions:
         lines += [summary(view)]
-    if view.unlabelled is not None and view.error is None:
+    if view.unlabelled is not None:
         lines += [paint(f"nothing is learnt: {visible(view.unlabelled, ' ')}", _RED)]
     indent = "  "
     for medium in view.media:

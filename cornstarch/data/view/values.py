@@ -18,7 +18,7 @@ def view_as_json(view: SampleView) -> dict[str, Any]:
         each of its runs, end not included; none if it was left out) and, if it cannot be read, `error`; `inputs` (what
         the model is called with: shapes by name); `labelled`, how many positions carry a loss; `truncated` (None if
         nothing was cut off); `unlabelled` (why nothing is learnt; None if something is); `error` (why the sample cannot
-        be used; None if it can), and then `messages`.
+        be used; None if it can); `messages`, if there are no positions.
     """
     found = {
         "name": view.name,
@@ -35,7 +35,7 @@ def view_as_json(view: SampleView) -> dict[str, Any]:
         "unlabelled": view.unlabelled,
         "error": view.error,
     }
-    if view.error is not None:
+    if not view.positions:
         found["messages"] = [{"role": role, "text": text} for role, text in view.messages]
     return found
 
