@@ -159,6 +159,20 @@ def test_samples_that_are_too_large(files: Path, capsys: pytest.CaptureFixture[s
     assert "⟦Red.<eos>⟧" in out
 
 
+def test_the_rest_of_data(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Limits, turns and template are those of the config."""
+    out, _ = shown(capsys, "view", files / "c.yaml", "--data.limits.image_pixels", 95, code=1)
+    assert "the limit image_pixels is 95" in out
+    out, _ = shown(capsys, "view", files / "c.yaml", "--data.template", "vicuna")
+    assert "USER: <vision> x 4 What? ASSISTANT:⟦ Red.<eos>⟧" in out
+    turns = [{"role": role, "content": role[0]} for role in ("user", "assistant") * 2]
+    (files / "turns.jsonl").write_text(json.dumps({"messages": turns}))
+    source = f"{{source: messages, path: {files / 'turns.jsonl'}}}"
+    for chosen, expected in (("all", "  u↵\n  ⟦a<eos>⟧u↵\n  ⟦a<eos>⟧"), ("last", "  u↵\n  a<eos>u↵\n  ⟦a<eos>⟧")):
+        out, _ = shown(capsys, "view", files / "c.yaml", "--data.train", source, "--data.turns", chosen)
+        assert out.endswith(f"{expected}\n")
+
+
 def test_mixtures(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By the number in an epoch that is not shuffled; which source it is of is said."""
     values = yaml.safe_load((files / "c.yaml").read_text())

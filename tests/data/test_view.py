@@ -165,6 +165,15 @@ def test_the_last_turn_alone(processor: MultimodalProcessor) -> None:
     ]  # fmt: skip
 
 
+def test_what_stands_first_is_not_learnt(processor: MultimodalProcessor) -> None:
+    """It has the label that the collator gives it, and is shown as what it is: predicted from nothing."""
+    given = Sample(messages=({"role": "assistant", "content": "ab"},), name="one")
+    view = view_sample(Collator(processor), given)
+    assert [position.label for position in view.positions] == [BYTES[97], BYTES[98], EOS]
+    assert view.labelled == 2
+    assert view_as_text(view).endswith("  a⟦b<eos>⟧")
+
+
 @pytest.mark.parametrize("answer", [None, ""])
 def test_without_a_label(processor: MultimodalProcessor, answer: str | None) -> None:
     """Shown all the same, and said, in the collator's words."""
