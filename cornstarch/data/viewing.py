@@ -57,6 +57,7 @@ class MediumView:
         sampling_rate: samples a second that the encoder wants, to which the sound was brought.
         inputs: what the encoder gets of it: shapes by the names of its processor. Empty if it was left out.
         positions: (start, end) of its runs of positions. Empty if it was left out.
+        left_out: whether truncation left it out.
         error: why it cannot be read.
         item: the medium as its processor is given it.
         tensors: what the encoder gets of it.
@@ -71,6 +72,7 @@ class MediumView:
     sampling_rate: int | None = None
     inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     positions: tuple[Run, ...] = ()
+    left_out: bool = False
     error: str | None = None
     item: Any = field(default=None, repr=False, compare=False)
     tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
@@ -266,7 +268,8 @@ def _media(processor: MultimodalProcessor, found: Processed, whole: Processed) -
     runs, places = _runs(processor, found), _runs(processor, whole)
     kept = {(key, entry.place): entry for key, entries in found.inputs.items() for entry in entries}
     entries = [entry for own in whole.inputs.values() for entry in own]
-    for entry in sorted(entries, key=lambda entry: places[entry.key, entry.place][0]):
+    nowhere = ((whole.batch["input_ids"].shape[1], 0),)  # of an input that takes no position: behind all others
+    for entry in sorted(entries, key=lambda entry: places[entry.key, entry.place] or nowhere):
         own = kept.get((entry.key, entry.place))
         yield _medium(processor, entry, own, runs.get((entry.key, entry.place), ()))
 
@@ -292,6 +295,7 @@ def _medium(
         index=entry.place,
         inputs={name: tuple(value.shape) for name, value in tensors.items()},
         positions=runs,
+        left_out=kept is None,
         tensors=tensors,
         **_described(processor, entry.key, kept.item if kept is not None else entry.item),
     )

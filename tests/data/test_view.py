@@ -213,6 +213,20 @@ def test_cut(processor: MultimodalProcessor, limit: int) -> None:
     assert f"cut at {limit}: 70 positions before, {after} after" in view_as_text(view_sample(collator, sample(*turns)))
 
 
+def test_inputs_without_positions() -> None:
+    """Which a function of the caller's own may say; they are not left out."""
+    model, _ = parts.vision_pair()
+    functions: Any = {"vision": lambda inputs, _: [5 * (picture.width == 20) for picture in inputs["images"]]}
+    processor = MultimodalProcessor({"vision": parts.clip_processor()}, parts.tokenizer(), model, functions)
+    set_template(processor.llm_tokenizer)
+    view = view_sample(Collator(processor), sample([image(8, 8), image(), text("?")], "!"))
+    assert [(medium.index, medium.positions, medium.left_out) for medium in view.media] == [
+        (1, ((0, 5),), False), (0, (), False),
+    ]  # fmt: skip
+    assert "image 0: 8 x 8 -> pixel_values 3 x 16 x 16, 0 positions" in view_as_text(view)
+    view_as_html(view)
+
+
 def test_cut_at_the_beginning() -> None:
     """By a tokenizer that truncates there: the first image goes, and keeps its number."""
     _, processor = parts.vision_pair(truncation_side="left")

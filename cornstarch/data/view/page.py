@@ -161,7 +161,7 @@ def _thumbnail(view: SampleView, medium: MediumView, run: int) -> str:
 
 
 def _cut(view: SampleView, cut: CutView) -> Iterator[str]:
-    lost = [called(medium, view) for medium in view.media if not medium.positions]
+    lost = [called(medium, view) for medium in view.media if medium.left_out]
     labels = sum(position.label is not None for position in cut.left_out)
     what = ", ".join([*lost, count(labels, "label")])
     yield "<h2>What was cut off</h2>"
@@ -184,7 +184,7 @@ def _media(view: SampleView) -> Iterator[str]:
     if view.media:
         yield "<h2>What it sees and hears</h2>"
     for place, medium in enumerate(view.media):
-        out = "" if medium.positions or medium.error is not None else " out"
+        out = " out" if medium.left_out else ""
         sizes = f"{given(medium)} &rarr; " if given(medium) else ""
         yield (
             f'<section class="card medium{out}" id="medium-{place}" style="--hue:{_hue(view, medium.key)}">'

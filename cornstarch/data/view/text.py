@@ -84,7 +84,7 @@ def _line(medium: MediumView, view: SampleView, paint: _Paint) -> str:
 
 
 def _cut(cut: CutView, view: SampleView, paint: _Paint) -> list[str]:
-    lost = [called(medium, view) for medium in view.media if not medium.positions]
+    lost = [called(medium, view) for medium in view.media if medium.left_out]
     labels = sum(position.label is not None for position in cut.left_out)
     left_out = ", ".join([*lost, f"{count(labels, 'label')}"])
     text = "".join(position.text for position in cut.left_out if position.modality is None)

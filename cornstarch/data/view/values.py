@@ -59,5 +59,5 @@ def _cut(cut: CutView, view: SampleView) -> dict[str, Any]:
         "after": cut.after,
         "text": "".join(position.text for position in cut.left_out if position.modality is None),
         "labelled": sum(position.label is not None for position in cut.left_out),
-        "media": [{"key": medium.key, "index": medium.index} for medium in view.media if not medium.positions],
+        "media": [{"key": medium.key, "index": medium.index} for medium in view.media if medium.left_out],
     }

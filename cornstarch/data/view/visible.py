@@ -104,8 +104,10 @@ def made(medium: MediumView) -> str:
     """What the encoder gets of it: `pixel_values 3 x 336 x 336, 576 positions`."""
     if medium.error is not None:
         return f"cannot be read: {visible(medium.error, ' ')}"
-    if not medium.positions:
+    if medium.left_out:
         return "left out"
+    if not medium.inputs and not medium.positions:
+        return "read"
     number = sum(end - start for start, end in medium.positions)
     runs = f" in {len(medium.positions)} runs" if len(medium.positions) > 1 else ""
     inputs = [f"{name} {shape(sizes)}" for name, sizes in medium.inputs.items()]
