@@ -216,7 +216,7 @@ def test_cut(processor: MultimodalProcessor, limit: int) -> None:
 def test_inputs_without_positions() -> None:
     """Which a function of the caller's own may say; they are not left out."""
     model, _ = parts.vision_pair()
-    functions: Any = {"vision": lambda inputs, _: [5 * (picture.width == 20) for picture in inputs["images"]]}
+    functions: Any = {"vision": lambda inputs, _: [[5 * (i.width == 20) for i in own] for own in inputs["images"]]}
     processor = MultimodalProcessor({"vision": parts.clip_processor()}, parts.tokenizer(), model, functions)
     set_template(processor.llm_tokenizer)
     view = view_sample(Collator(processor), sample([image(8, 8), image(), text("?")], "!"))
