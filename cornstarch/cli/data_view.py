@@ -71,7 +71,7 @@ def view_of(config: TrainConfig, split: str, number: int) -> SampleView:
     source = building.open_source(chosen)
     reading, place = place_at(source, number, config.training.seed)
     if isinstance(source, MixtureSource) and isinstance(chosen, MixtureConfig):
-        which = source.source_of(place[1])
+        which, _ = source.place_of(place[1])
         called = f"data.{split}, source {which} of the mixture: {_described(chosen.sources[which])}"
     else:
         called = f"data.{split}: {_described(chosen)}"
