@@ -2,9 +2,11 @@
 
 import html
 from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from cornstarch.data.view import sounds
 from cornstarch.data.view.pictures import (
+    Numbers,
     Pixels,
     as_address,
     heat,
@@ -26,6 +28,15 @@ _BLANKS = {"\n": "n", "\t": "h"}  # to the class of a sign before it, which is n
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
+class _Seen(NamedTuple):
+    """What is drawn of a medium, made once: a page shows some of it for every run."""
+
+    originals: Sequence[Pixels]
+    pictures: Sequence[Pixels]
+    table: Numbers | None
+    samples: Numbers | None
+
+
 def view_as_html(view: SampleView) -> str:
     """A sample as a page.
 
@@ -36,7 +47,8 @@ def view_as_html(view: SampleView) -> str:
         HTML, whole in itself.
     """
     title = f"{view.name} - {view.source}" if view.source else view.name
-    body = [*_header(view), *_text(view), *_media(view), *_inputs(view)]
+    seen = [_seen(medium, view.processors.get(medium.key)) for medium in view.media]
+    body = [*_header(view), *_text(view, seen), *_media(view, seen), *_inputs(view)]
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
@@ -44,6 +56,15 @@ def view_as_html(view: SampleView) -> str:
         f"<title>{_attribute(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(body)
         + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _seen(medium: MediumView, processor: Any) -> _Seen:
+    return _Seen(
+        originals=originals_of(medium),
+        pictures=pictures_of(medium, processor),
+        table=spectrogram_of(medium, processor),
+        samples=wave_of(medium),
     )
 
 
@@ -85,7 +106,7 @@ def _map(view: SampleView) -> str:
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
-def _text(view: SampleView) -> Iterator[str]:
+def _text(view: SampleView, seen: Sequence[_Seen]) -> Iterator[str]:
     if not view.positions:
         if view.messages:
             yield "<h2>Conversation</h2>"
@@ -95,7 +116,7 @@ def _text(view: SampleView) -> Iterator[str]:
         return
     yield "<h2>What the model reads</h2>"
     yield _legend(view)
-    yield f'<div class="card text">{"".join(_segment(view, segment) for segment in segments(view))}</div>'
+    yield f'<div class="card text">{"".join(_segment(view, segment, seen) for segment in segments(view))}</div>'
     if view.truncated is not None:
         yield from _cut(view, view.truncated)
 
@@ -116,9 +137,9 @@ def _legend(view: SampleView) -> str:
     return f'<div class="legend">{"".join(shown)}<span>point at a token for its id, label and position</span></div>'
 
 
-def _segment(view: SampleView, segment: Segment) -> str:
+def _segment(view: SampleView, segment: Segment, seen: Sequence[_Seen]) -> str:
     if segment.medium is not None:
-        return _run(view, segment, segment.medium)
+        return _run(view, segment, segment.medium, seen)
     return "".join(
         _token(position, segment.start + number, segment.learnt) for number, position in enumerate(segment.positions)
     )
@@ -131,11 +152,11 @@ def _token(position: PositionView, place: int, learnt: bool) -> str:
     return f'<span class="{" ".join(names)}" title="{title}">{_marked(position.text)}</span>'
 
 
-def _run(view: SampleView, segment: Segment, medium: MediumView) -> str:
+def _run(view: SampleView, segment: Segment, medium: MediumView, seen: Sequence[_Seen]) -> str:
     """A run of positions of an input, beside a small picture of it."""
     place = view.media.index(medium)
     end = segment.start + len(segment.positions)
-    picture = _thumbnail(view, medium, [start for start, _ in medium.positions].index(segment.start))
+    picture = _thumbnail(medium, seen[place], [start for start, _ in medium.positions].index(segment.start))
     return (
         f'<a class="run" href="#medium-{place}" style="--hue:{_hue(view, medium.key)}">{picture}<span>'
         f"<b>{_marked(view.marks[medium.key])} &times; {len(segment.positions):,}</b>"
@@ -143,17 +164,14 @@ def _run(view: SampleView, segment: Segment, medium: MediumView) -> str:
     )
 
 
-def _thumbnail(view: SampleView, medium: MediumView, run: int) -> str:
+def _thumbnail(medium: MediumView, seen: _Seen, run: int) -> str:
     """Of an input; where each of its runs is a picture of its own, such as a tile, of this."""
-    processor = view.processors.get(medium.key)
-    pictures = pictures_of(medium, processor)
-    if 1 < len(pictures) == len(medium.positions):
-        pixels: Pixels | None = pictures[run]
+    if 1 < len(seen.pictures) == len(medium.positions):
+        pixels: Pixels | None = seen.pictures[run]
     else:
-        pixels = next(iter(originals_of(medium) or pictures), None)
-    table = spectrogram_of(medium, processor)
-    if pixels is None and table is not None:
-        pixels = scaled(heat(table), 208, 112)
+        pixels = next(iter(seen.originals or seen.pictures), None)
+    if pixels is None and seen.table is not None:
+        pixels = scaled(heat(seen.table), 208, 112)
     if pixels is None:
         return ""
     style = ' style="image-rendering:pixelated;width:56px"' if max(pixels.shape[:2]) <= _SMALL else ""
@@ -180,24 +198,24 @@ def _cut(view: SampleView, cut: CutView) -> Iterator[str]:
 # --- media ------------------------------------------------------------------------------------------------------------
 
 
-def _media(view: SampleView) -> Iterator[str]:
+def _media(view: SampleView, seen: Sequence[_Seen]) -> Iterator[str]:
     if view.media:
         yield "<h2>What it sees and hears</h2>"
-    for place, medium in enumerate(view.media):
+    for place, (medium, own) in enumerate(zip(view.media, seen, strict=True)):
         out = " out" if medium.left_out else ""
         sizes = f"{given(medium)} &rarr; " if given(medium) else ""
         yield (
             f'<section class="card medium{out}" id="medium-{place}" style="--hue:{_hue(view, medium.key)}">'
             f"<h3>{_marked(called(medium, view))} <em>{sizes}{_marked(made(medium))}</em></h3>"
-            f'<div class="pair">{"".join(_figures(view, medium))}</div></section>'
+            f'<div class="pair">{"".join(_figures(medium, own, view.processors.get(medium.key)))}</div></section>'
         )
 
 
-def _figures(view: SampleView, medium: MediumView) -> Iterator[str]:
-    processor = view.processors.get(medium.key)
-    originals, pictures = originals_of(medium), pictures_of(medium, processor)
+def _figures(medium: MediumView, seen: _Seen, processor: Any) -> Iterator[str]:
+    originals, pictures, table, samples = seen
     if medium.kind == "video":
-        yield from (_strip(f"as given, {count(len(originals), 'frame')}", originals) if originals else "",)
+        if originals:
+            yield _strip(f"as given, {count(len(originals), 'frame')}", originals)
         if pictures:
             yield _strip(f"as the encoder gets it, {count(len(pictures), 'frame')}", pictures)
         return
@@ -207,7 +225,6 @@ def _figures(view: SampleView, medium: MediumView) -> Iterator[str]:
         yield _picture("as the encoder gets it", pictures[0], None)
     elif pictures:
         yield _strip(f"as the encoder gets it, {count(len(pictures), 'picture')}", pictures)
-    table, samples = spectrogram_of(medium, processor), wave_of(medium)
     if table is not None:
         drawing = sounds.spectrogram(table, processor, medium.seconds)
         yield _figure("wide", f"as the encoder gets it: {count(table.shape[0], 'band')} over time", drawing)
