@@ -8,6 +8,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from cornstarch.data import (
+    Budget,
     DigitsAndTonesSource,
     DigitsSource,
     MixtureSource,
@@ -55,6 +56,7 @@ from cornstarch.training.config import (
     RowsConfig,
     SourceConfig,
     TowerConfig,
+    TrainingConfig,
 )
 
 BYTES = "bytes"  # the tokenizer that the package makes
@@ -215,6 +217,24 @@ def make_source(config: SourceConfig) -> Source:
     return DigitsSource(config.split, config.shift, config.blank)
 
 
+def open_source(config: SourceConfig) -> Source | StreamSource:
+    """The samples that a config describes, or the stream, if it is to be one.
+
+    Args:
+        config: of a source.
+
+    Returns:
+        The source or stream.
+
+    Raises:
+        ArgumentError: if there is nothing to read.
+        ImportError: if a package that it needs is not installed.
+    """
+    if isinstance(config, RowsConfig) and config.streaming:
+        return make_stream(config)
+    return make_source(config)
+
+
 def make_stream(config: RowsConfig) -> StreamSource:
     """The stream that a config with `streaming` describes.
 
@@ -234,6 +254,13 @@ def make_stream(config: RowsConfig) -> StreamSource:
 def _row_options(config: RowsConfig) -> dict[str, Any]:
     names = ("media", "columns", "prompt", "text_beside_media", "split", "name", "revision", "frames_per_second")
     return {name: getattr(config, name) for name in names}
+
+
+def make_budget(config: TrainingConfig) -> Budget:
+    """What is on the device at once."""
+    return Budget(
+        samples=config.micro_batch_size, positions=config.micro_batch_positions, media=config.micro_batch_media
+    )
 
 
 def make_limits(config: LimitsConfig) -> MediaLimits:
