@@ -200,7 +200,7 @@ def _asked(language_model: nn.Module, head: nn.Module, embeds: Tensor) -> _Answe
 
 
 def _ask(language_model: nn.Module, head: nn.Module, embeds: Tensor) -> _Answer:
-    """Compare the losses of a few positions: of all at once, of rows, and of rows in chunks."""
+    """Compare the loss of a few positions with that of their rows."""
     generator = torch.Generator().manual_seed(0)
     given = torch.randn(2, _LENGTH, embeds.shape[-1], generator=generator).to(embeds)
     labels = torch.tensor([[-100, 1, -100, 2, 1], [-100, -100, 0, 1, -100]], device=embeds.device)
@@ -211,23 +211,24 @@ def _ask(language_model: nn.Module, head: nn.Module, embeds: Tensor) -> _Answer:
     targets = pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:]
     places = (targets != IGNORE_INDEX).nonzero()
     try:
-        with _watched(freezing.unwrap(language_model), head) as called:
+        with _watched(freezing.unwrap(language_model), head) as returned:
             expected = language_model(**arguments).loss
-        by_rows = _same(_of_rows(language_model, head, arguments, places, targets).loss, expected)
     except torch.OutOfMemoryError:
         raise
     except Exception:  # whatever it fails with: it is run as it is then
         return _Answer(by_rows=False)
-    if not by_rows:
-        return _Answer(by_rows=False)
-    try:
-        callees = tuple(called)
-        output = _of_chunks(language_model, head, arguments, torch.split(places, 2), targets, callees)
-        return _Answer(by_rows=True, callees=callees if _same(output.loss, expected) else None)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:
-        return _Answer(by_rows=True)
+    # With what was returned the body need not run again; where that does not do, it does.
+    for callees in (tuple(returned), None):
+        try:
+            with _returning(returned if callees is not None else {}):
+                found = _of_rows(language_model, head, arguments, places, targets).loss
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
+            continue
+        if _same(found, expected):
+            return _Answer(by_rows=True, callees=callees)
+    return _Answer(by_rows=False)
 
 
 def _same(found: Tensor, expected: Tensor) -> bool:
@@ -236,20 +237,23 @@ def _same(found: Tensor, expected: Tensor) -> bool:
 
 
 @contextmanager
-def _watched(base: nn.Module, head: nn.Module) -> Iterator[dict[nn.Module, None]]:
-    """The modules that a forward calls itself, and not through others: but for the head, and what it is in."""
-    called: dict[nn.Module, None] = {}
+def _watched(base: nn.Module, head: nn.Module) -> Iterator[dict[nn.Module, list[Any]]]:
+    """What the modules return that a forward calls itself, and not through others.
+
+    The head is not among them, nor what it is in: of that, the modules before the head.
+    """
+    returned: dict[nn.Module, list[Any]] = {}
     depth = 0
 
-    def enter(module: nn.Module, _: Any) -> None:
+    def enter(*_: Any) -> None:
         nonlocal depth
-        if depth == 0:
-            called[module] = None
         depth += 1
 
-    def leave(*_: Any) -> None:
+    def leave(module: nn.Module, _: Any, output: Any) -> None:
         nonlocal depth
         depth -= 1
+        if depth == 0:
+            returned.setdefault(module, []).append(output)
 
     around = {module for module in base.modules() if any(inner is head for inner in module.modules())}
     within = set(head.modules())
@@ -258,7 +262,7 @@ def _watched(base: nn.Module, head: nn.Module) -> Iterator[dict[nn.Module, None]
         if module not in around and module not in within:
             hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
-        yield called
+        yield returned
     finally:
         for hook in hooks:
             hook.remove()
