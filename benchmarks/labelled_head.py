@@ -4,8 +4,8 @@
 
 A Llama of four layers, 1 sample of 512 positions, over vocabularies, widths and shares of labelled positions. Forward
 and backward of everything, A and B in turn in one process. `bound` is the ratio of floating-point operations by theory:
-the head's fall by the share of positions without a label. `of the bound` is bound / ratio; what the softmax saves is not
-in the bound, so it may be above 100 %. Losses are compared as well.
+the head's fall by the share of positions without a label. `of the bound` is bound / ratio; what the softmax saves is
+not in the bound, so it may be above 100 %. Losses are compared as well.
 """
 
 import argparse

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from jinja2 import TemplateSyntaxError
+
 from cornstarch.data.samples import Sample, text_of
 from cornstarch.data.turns import Chat
 from cornstarch.errors import ArgumentError, SampleError
@@ -76,6 +78,12 @@ def set_template(tokenizer: Any, template: str | None = None) -> None:
         raise ArgumentError(
             f"the template {template!r} is none of {', '.join(TEMPLATES)}, and no file that can be read: {error}"
         ) from error
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    except TemplateSyntaxError as error:
+        raise ArgumentError(f"{template}, line {error.lineno}: this is no template: {error.message}") from error
+    except Exception:  # it may want other roles, or a system message; what it is given says more
+        pass
 
 
 def render(

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from cornstarch.errors import ArgumentError
+from cornstarch.errors import ArgumentError, MissingFileError
 from cornstarch.training import checkpoints
 from cornstarch.training.config import TrainConfig
 from cornstarch.training.reading import read_config, to_values
@@ -140,6 +140,10 @@ class RunFolder:
 def write_whole(path: Path, text: str) -> None:
     """Write a text file so that it is there whole or not at all."""
     aside = path.with_name(f".{path.name}-writing")
+    if not path.parent.is_dir():
+        raise MissingFileError(
+            f"{path} cannot be written: there is no folder {path.parent}; make it, or write elsewhere"
+        )
     try:
         aside.write_text(text, encoding="utf-8")
         os.replace(aside, path)
@@ -154,6 +158,7 @@ _MAY_CHANGE = (
     *("data.bad_samples", "data.limits."),
     *("training.steps", "training.epochs", "training.device", "training.threads", "training.precision"),
     *("training.compile", "training.micro_batch_size", "training.gradient_checkpointing"),
+    *("training.micro_batch_positions", "training.micro_batch_media"),
 )
 
 

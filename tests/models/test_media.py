@@ -320,3 +320,17 @@ def test_arguments_are_read_once_and_of_each_processor_its_own() -> None:
         assert found == ["images", "videos", "images", "videos"]
     with pytest.raises(ArgumentError, match="names no argument"):
         media.media_argument(lambda *args: None)
+
+
+def test_a_sound_longer_than_the_encoder_hears() -> None:
+    """Refused with both lengths, as its text would be learnt from its beginning; taken where truncation is asked for."""
+    model, processor = parts.three_modalities()
+    seconds = processor.encoder_processors["audio"].n_samples // 16000
+    sound = parts.sound(16000 * (seconds + 1))
+    given = {"audio": {"raw_speech": [sound], "sampling_rate": 16000}}
+    with pytest.raises(
+        MediaError, match=rf"sound 0 has {seconds + 1}.00 s, and Whisper.* hears {seconds}.00 s: cut it"
+    ):
+        processor(given, {"text": "<audio>"}, return_tensors="pt")
+    given["audio"]["truncation"] = True
+    assert processor(given, {"text": "<audio>"}, return_tensors="pt")["input_features"].shape[0] == 1

@@ -1,9 +1,10 @@
 """1a. Media as callers give them -> a flat list of inputs, and how many belong to each sample."""
 
 import contextlib
+import functools
 import inspect
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,34 @@ def read(key: str, processor: Any, given: Any, shared: dict[str, Any], limits: M
     options = {name: value for name, value in {**shared, **given}.items() if name != argument}
     if kind == "audio" and rate is not None and "sampling_rate" in _arguments(processor):
         options.setdefault("sampling_rate", rate)  # sounds have it by now; without it, processors warn at every call
+    if kind == "audio":
+        _check_heard(key, processor, items, options)
     return Media(argument=argument, items=items, per_sample=per_sample, options=options)
+
+
+def _check_heard(key: str, processor: Any, sounds: list[Any], options: Mapping[str, Any]) -> None:
+    """Refuse sounds of which a processor would drop what is behind its window, unless it was asked to.
+
+    A text that belongs to the whole sound would be learnt from its beginning.
+    """
+    window = options.get("max_length") or getattr(processor, "n_samples", None)
+    if window is None or "truncation" in options or _truncates(type(processor).__call__) is not True:
+        return
+    for index, sound in enumerate(sounds):
+        if len(sound) > window:
+            rate = getattr(processor, "sampling_rate", None) or 1
+            raise MediaError(
+                f"modality {key!r}: sound {index} has {len(sound) / rate:.2f} s, and {type(processor).__name__} hears "
+                f"{window / rate:.2f} s: cut it into pieces with a text each, leave it out, or pass truncation=True to "
+                "have the beginning of it"
+            )
+
+
+@functools.cache
+def _truncates(call: Callable[..., Any]) -> Any:
+    """Whether a feature extractor truncates where it is not told; None if it has no word for it."""
+    parameter = inspect.signature(call).parameters.get("truncation")
+    return None if parameter is None else parameter.default
 
 
 def pair(key: str, token: str, media: Media | None, marks: list[int]) -> list[int]:
