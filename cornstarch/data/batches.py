@@ -2,13 +2,14 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from cornstarch.data.collation import Collator
 from cornstarch.data.loader import prepared
 from cornstarch.data.mixtures import MixtureSource
 from cornstarch.data.samples import Place, Source
-from cornstarch.data.steps import Numbered, Order, Policy, StepBatch, Steps, order_of
+from cornstarch.data.steps import Numbered, Order, Policy, StepBatch, Steps, broken_files, order_of
 from cornstarch.errors import ArgumentError, CornstarchError
 
 
@@ -27,7 +28,8 @@ class Batches:
         shuffle: a new order every epoch; otherwise the source's own.
         workers: processes that prepare batches ahead; 0 prepares them here, when they are asked for.
         bad_samples: what happens to a sample that cannot be used: `stop` raises its error, `skip` goes on without it,
-            `replace` puts the next good one of its source in its place. Other samples stay as they are.
+            `replace` puts the next good one of its source in its place. Other samples stay as they are. Damaged files
+            of the source are named in the first step.
 
     Raises:
         ArgumentError: for an empty source or a size below 1.
@@ -71,6 +73,8 @@ class Batches:
         if isinstance(batch, CornstarchError):
             self._ahead = None  # the same samples come again
             raise batch
+        if self._step == self._epoch == 0:
+            batch = replace(batch, bad=(*broken_files(self._source), *batch.bad))
         self._step += 1
         if self._step == self.steps_per_epoch:
             self._epoch, self._step = self._epoch + 1, 0

@@ -31,6 +31,7 @@ class MixtureSource:
 
     Attributes:
         counts: how many samples of each source an epoch has.
+        sources: the sources.
 
     Raises:
         ArgumentError: if there is no source, one is empty, or a weight is not positive.
@@ -43,7 +44,7 @@ class MixtureSource:
             raise ArgumentError(f"when_one_ends is {', '.join(ENDINGS)}, found {when_one_ends!r}")
         if not sources or any(isinstance(source, MixtureSource) or not len(source) for source in sources):
             raise ArgumentError("a mixture is of sources that have samples and are no mixtures themselves")
-        self._sources = list(sources)
+        self.sources = list(sources)
         self._sizes = [len(source) for source in sources]
         weights = [float(size) for size in self._sizes] if weights is None else [float(weight) for weight in weights]
         if len(weights) != len(self._sizes) or not all(0 < weight < math.inf for weight in weights):
@@ -67,8 +68,20 @@ class MixtureSource:
         Returns:
             The sample.
         """
+        source, place = self.place_of(index)
+        return self.sources[source].sample(place, chance)
+
+    def place_of(self, index: int) -> tuple[int, int]:
+        """Where a sample comes from.
+
+        Args:
+            index: as in `sample`.
+
+        Returns:
+            The number of its source, and its index there.
+        """
         source = self._source_of(index)
-        return self._sources[source].sample(index - self._starts[source], chance)
+        return source, index - self._starts[source]
 
     def following(self, index: int) -> int:
         """The sample after another in the same source; after the last comes the first.
@@ -93,7 +106,7 @@ class MixtureSource:
         Returns:
             (pass through its source, index) of each: no pair comes twice, in whatever epoch.
         """
-        queues = [self._taken(source, seed, epoch, shuffle) for source in range(len(self._sources))]
+        queues = [self._taken(source, seed, epoch, shuffle) for source in range(len(self.sources))]
         return [next(queues[source]) for source in self._pattern()]
 
     def _of_an_epoch(self) -> list[int]:

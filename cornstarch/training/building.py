@@ -179,11 +179,12 @@ def _imported(
     return model, processor
 
 
-def make_source(config: SourceConfig) -> Source:
+def make_source(config: SourceConfig, *, salvage: bool = False) -> Source:
     """The samples that a config describes.
 
     Args:
         config: of a source.
+        salvage: of files that are damaged take what can be read.
 
     Returns:
         The source.
@@ -194,12 +195,15 @@ def make_source(config: SourceConfig) -> Source:
     """
     if isinstance(config, MixtureConfig):
         return MixtureSource(
-            [make_source(entry) for entry in config.sources], config.weights, when_one_ends=config.when_one_ends
+            [make_source(entry, salvage=salvage) for entry in config.sources],
+            config.weights,
+            when_one_ends=config.when_one_ends,
         )
     if isinstance(config, RowsConfig):
         if config.streaming:
             raise ArgumentError(f"{config.path} is to be streamed; here a source is needed whose samples have numbers")
-        return RowSource(config.path, config.source, **_row_options(config))
+        options = {**_row_options(config), "salvage": salvage, "leave_out": config.leave_out}
+        return RowSource(config.path, config.source, **options)
     return DigitsSource(config.split, config.shift, config.blank)
 
 
