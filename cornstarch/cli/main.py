@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cornstarch.errors import CornstarchError
 from cornstarch.version import __version__
@@ -12,6 +12,7 @@ COMMANDS = {
     "eval": "check a trained model: its loss, and how many answers are exactly right",
     "generate": "have a model answer",
     "info": "what a model is made of",
+    "data": "look at what a config trains on, before it does",
     "export": "write a model as a checkpoint that plain transformers loads",
 }
 
@@ -31,8 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"cornstarch {__version__}")
         return 0
     if not words or words[0] not in COMMANDS:
-        _usage(sys.stdout if words[:1] in (["--help"], ["-h"]) else sys.stderr)
-        return 0 if words[:1] in (["--help"], ["-h"]) else 2
+        asked = words[:1] in (["--help"], ["-h"])
+        print(usage(COMMANDS), file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
     return guarded(words[0], words[1:])
 
 
@@ -57,10 +59,19 @@ def guarded(command: str, words: Sequence[str]) -> int:
     return code
 
 
-def _usage(stream: object) -> None:
-    width = max(map(len, COMMANDS))
-    lines = [f"  cornstarch {name.ljust(width)}  {text}" for name, text in COMMANDS.items()]
-    print("\n".join(["usage:", *lines, "", "cornstarch COMMAND --help says more."]), file=stream)  # type: ignore[call-overload]
+def usage(commands: Mapping[str, str], before: str = "") -> str:
+    """What is printed of a table of commands.
+
+    Args:
+        commands: name to what it does.
+        before: words between `cornstarch` and the name.
+
+    Returns:
+        Lines of text.
+    """
+    width = max(map(len, commands))
+    lines = [f"  cornstarch {before}{name.ljust(width)}  {text}" for name, text in commands.items()]
+    return "\n".join(["usage:", *lines, "", f"cornstarch {before}COMMAND --help says more."])
 
 
 if __name__ == "__main__":
