@@ -40,6 +40,9 @@ class RowSource:
 
     Attributes:
         broken: files that are damaged, but for those that `leave_out` names.
+        known_broken: those that it names.
+        left_out: entries that it names.
+        made_of: what tells whether a list is of this data.
 
     Raises:
         ArgumentError: if it cannot be read; a broken line is named. Also if the list is of other data.
@@ -64,9 +67,10 @@ class RowSource:
         folder = MediaFolder(media if media is not None else folder_of(path), frames_per_second)
         self._reader = Reader(format=format, media=folder, columns=dict(columns or {}), prompt=prompt)
         left_out = LeftOut.of(leave_out, str(path), format, split) if leave_out is not None else None
-        known = left_out.broken if left_out is not None else frozenset()
-        self._rows = open_rows(path, split, name, revision, salvage=salvage or bool(known))
-        self.broken = tuple(file for file in self._rows.broken if file.path not in known)
+        self.left_out = left_out.entries if left_out is not None else ()
+        self.known_broken = left_out.broken if left_out is not None else frozenset()
+        self._rows = open_rows(path, split, name, revision, salvage=salvage or bool(self.known_broken))
+        self.broken = tuple(file for file in self._rows.broken if file.path not in self.known_broken)
         if self.broken and not salvage:
             raise ArgumentError(f"{self.broken[0].reason}; {leave_out} does not name it, so check the data anew")
         if not len(self._rows):

@@ -15,6 +15,8 @@ from cornstarch.models.multimodal_language_model.limits import MediaLimits
 
 Sound = np.ndarray[Any, np.dtype[np.float32]]
 _RATES = (100, 1_000_000)  # the least and most samples a second of anything that is a sound
+# Bytes that a file claims to have whose writer did not know how many there would be.
+_NOBODY_KNOWS = 0x7FFF0000
 
 
 def read_audio(path: str | Path, sampling_rate: int, limits: MediaLimits | None = None) -> Sound:
@@ -130,12 +132,15 @@ def _wav(data: bytes, limits: MediaLimits) -> tuple[Sound, int] | None:
     try:
         with wave.open(io.BytesIO(data)) as file:
             width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
-            frames = file.readframes(file.getnframes())
+            claimed = file.getnframes()
+            frames = file.readframes(claimed)
     except (wave.Error, EOFError):
         return None
     if not 1 <= width <= 4:
         return None
     whole = len(frames) // (width * channels)
+    if whole < claimed and claimed * width * channels < _NOBODY_KNOWS:
+        raise MediaError(f"the file is truncated: it ends after {whole:,} of {claimed:,} samples")
     _check_length(whole, rate, limits)
     frames = frames[: whole * width * channels]
     if width == 1:  # unsigned, unlike all others
