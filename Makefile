@@ -1,6 +1,7 @@
 # Everything a person types. Each target sets up what it needs, once; afterwards all of them work offline.
 #
 #   make demo        train a small multimodal model on handwritten digits and let it answer
+#   make demo-omni   another one that sees digits and hears telephone keys (five minutes)
 #   make test        the tests (five minutes at most)
 #   make test-all    the slow tests too, and the tests against a built wheel
 #   make check       lint, format, types, docstrings, import edges
@@ -23,10 +24,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TESTS := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 WORKERS ?= 2
 
-.PHONY: bench demo test test-all test-slow test-wheel test-lowest zoo check docs format clean
+.PHONY: bench demo demo-omni test test-all test-slow test-wheel test-lowest zoo check docs format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m cornstarch.cli.demo examples/digits.yaml --run.overwrite true $(DEMO_ARGS)
+
+demo-omni: $(VENV)/.demo
+	$(BIN)/python -m cornstarch.cli.demo_omni examples/omni.yaml --run.overwrite true $(DEMO_ARGS)
 
 bench: $(VENV)/.demo
 	for script in benchmarks/*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done

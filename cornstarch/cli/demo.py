@@ -15,18 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cornstarch.cli import demos
 from cornstarch.cli.main import guarded
 from cornstarch.data import Collator, DigitsSource, Example, digits, first_samples
-from cornstarch.models.multimodal_language_model import MultimodalModel
 from cornstarch.training import building, pictures
-from cornstarch.training.config import EvaluationConfig
-from cornstarch.training.evaluation import answer, exact_match
+from cornstarch.training.evaluation import exact_match
 from cornstarch.training.pictures import Answered, Panel
-from cornstarch.training.reading import read_config
-from cornstarch.training.run import train
-from cornstarch.training.signals import EXIT_CODES
-
-SHEET = 24  # images on the sheet of predictions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +37,11 @@ class Outcome:
     blanked: float
     majority: float
 
+    @property
+    def line(self) -> str:
+        """The figures as they are printed."""
+        return f"test exact match: {self.exact_match:.3f}  blanked: {self.blanked:.3f}  majority: {self.majority:.3f}"
+
 
 def main(words: Sequence[str]) -> int:
     """Run the command.
@@ -53,15 +52,7 @@ def main(words: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    result = train(read_config(words[0], words[1:]))
-    if result.stopped is not None:
-        print(f"stopped by {result.stopped} after step {result.step}; go on with --run.resume true")
-        return EXIT_CODES[result.stopped]
-    outcome = ask(result.folder)
-    print(
-        f"test exact match: {outcome.exact_match:.3f}  blanked: {outcome.blanked:.3f}  majority: {outcome.majority:.3f}"
-    )
-    return 0
+    return demos.run(words, lambda folder: ask(folder).line)
 
 
 def ask(folder: Path) -> Outcome:
@@ -77,13 +68,13 @@ def ask(folder: Path) -> Outcome:
     model, processor = building.load_run(folder)
     collator = Collator(processor)
     test = DigitsSource("test")
-    found = _answers(model, collator, test)
+    found = demos.answers(model, collator, test)
     for kind, question in digits.QUESTIONS.items():
         pairs = [(e, text) for e, text in zip(test.examples, found, strict=True) if e.kind == kind]
         print(f"  {question:<32} {sum(text == e.answer for e, text in pairs) / len(pairs):.3f}")
     outcome = Outcome(
         exact_match=exact_match(first_samples(test), found),
-        blanked=exact_match(first_samples(test), _answers(model, collator, DigitsSource("test", blank=1.0))),
+        blanked=exact_match(first_samples(test), demos.answers(model, collator, DigitsSource("test", blank=1.0))),
         majority=digits.majority_rate(test.examples),
     )
     _draw(folder / "predictions.png", outcome, test.examples, found)
@@ -91,20 +82,15 @@ def ask(folder: Path) -> Outcome:
     return outcome
 
 
-def _answers(model: MultimodalModel, collator: Collator, source: DigitsSource) -> list[str]:
-    return answer(model, collator, first_samples(source), EvaluationConfig(batch_size=256, max_new_tokens=8))
-
-
 def _draw(path: Path, outcome: Outcome, test: Sequence[Example], found: Sequence[str]) -> None:
     panels = _panels(test, found)
-    right = [panel for panel in panels if panel.is_right]
-    wrong = [panel for panel in panels if not panel.is_right]
-    first = wrong[: SHEET // 2]  # what went wrong is worth seeing, but should not look like the rule
+    shown = demos.chosen(panels, lambda panel: panel.is_right)
+    wrong, first = (sum(not panel.is_right for panel in some) for some in (panels, shown))
     title = (
-        f"{outcome.exact_match:.1%} of {len(test):,} test answers right.  {len(wrong)} of {len(panels)} images have a "
-        f"wrong one; {len(first)} of them come first."
+        f"{outcome.exact_match:.1%} of {len(test):,} test answers right.  {wrong} of {len(panels)} images have a "
+        f"wrong one; {first} of them come first."
     )
-    pictures.draw_predictions(path, (first + right)[:SHEET], title)
+    pictures.draw_predictions(path, shown, title)
 
 
 def _panels(examples: Sequence[Example], found: Sequence[str]) -> list[Panel]:

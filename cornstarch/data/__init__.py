@@ -1,42 +1,52 @@
 """Data: what a model is shown, and the batches it is shown in.
 
 Files stand in the order of the flow: rows, tables, shards -> media_folder, formats -> files, digits, mixtures, streams
-(the sources of samples) -> conversations -> collation -> loader, steps -> batches, stream_batches.
+(the sources of samples) -> conversations -> collation, joining -> loader, steps, budgets, lengths -> batches,
+stream_batches.
 """
 
 from cornstarch.data.batches import Batches
+from cornstarch.data.budgets import Budget
 from cornstarch.data.byte_level import byte_tokenizer
 from cornstarch.data.collation import Collator
 from cornstarch.data.conversations import TEMPLATES, render, set_template
 from cornstarch.data.digits import DigitsSource, Example, digit_questions
+from cornstarch.data.digits_and_tones import DigitsAndTonesSource, OmniExample
 from cornstarch.data.files import LlavaSource, RowSource
 from cornstarch.data.mixtures import MixtureSource
 from cornstarch.data.samples import Sample, Source
 from cornstarch.data.steps import BadSample, StepBatch, first_samples
 from cornstarch.data.stream_batches import StreamBatches
 from cornstarch.data.streams import StreamSource
+from cornstarch.data.tones import Tone, draw_tone, synthesise_tone
 from cornstarch.models.multimodal_language_model.sounds import read_audio, resample
 
 __all__ = [
     "TEMPLATES",
     "BadSample",
     "Batches",
+    "Budget",
     "Collator",
+    "DigitsAndTonesSource",
     "DigitsSource",
     "Example",
     "LlavaSource",
     "MixtureSource",
+    "OmniExample",
     "RowSource",
     "Sample",
     "Source",
     "StepBatch",
     "StreamBatches",
     "StreamSource",
+    "Tone",
     "byte_tokenizer",
     "digit_questions",
+    "draw_tone",
     "first_samples",
     "read_audio",
     "render",
     "resample",
     "set_template",
+    "synthesise_tone",
 ]

@@ -1,16 +1,21 @@
 """4. Samples in an order that a seed decides, a step's worth at a time; where it stands is two numbers."""
 
 import functools
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from cornstarch.data.budgets import Budget
 from cornstarch.data.collation import Collator
+from cornstarch.data.lengths import Window, windows
 from cornstarch.data.loader import prepared
 from cornstarch.data.mixtures import MixtureSource
-from cornstarch.data.samples import Place, Source
-from cornstarch.data.steps import Numbered, Order, Policy, StepBatch, Steps, broken_files, order_of
+from cornstarch.data.samples import Source
+from cornstarch.data.steps import Numbered, Order, Policy, StepBatch, broken_files, order_of
 from cornstarch.errors import ArgumentError, CornstarchError
+
+_BEFORE = {"length_window": 1}  # what states of earlier versions do not say
 
 
 class Batches:
@@ -30,6 +35,10 @@ class Batches:
         bad_samples: what happens to a sample that cannot be used: `stop` raises its error, `skip` goes on without it,
             `replace` puts the next good one of its source in its place. Other samples stay as they are. Damaged files
             of the source are named in the first step.
+        budget: instead of `micro_batch_size`, of a micro-batch. If it is of positions or media, the samples of a step
+            are put into micro-batches by length; which samples a step has, and so its loss, stays the same.
+        length_window: steps that share out their samples by length, for less padding. Which samples meet in a step is
+            another then; which are in the window is not.
 
     Raises:
         ArgumentError: for an empty source or a size below 1.
@@ -46,17 +55,21 @@ class Batches:
         shuffle: bool = True,
         workers: int = 0,
         bad_samples: Policy = "stop",
+        budget: Budget | None = None,
+        length_window: int = 1,
     ) -> None:
         if not len(source):
             raise ArgumentError("the source has no samples")
-        if batch_size < 1 or (micro_batch_size is not None and micro_batch_size < 1):
-            raise ArgumentError(f"a batch has at least one sample, found {batch_size} and {micro_batch_size}")
+        budget = budget or Budget(samples=micro_batch_size)
+        if batch_size < 1 or length_window < 1:
+            raise ArgumentError(f"a step has a sample and a window a step, found {batch_size} and {length_window}")
         self._source = source
-        self._steps = Steps(Numbered(source, seed), collator, micro_batch_size or batch_size, bad_samples)
-        self._batch_size = batch_size
+        self._steps = windows(Numbered(source, seed), collator, batch_size, budget, length_window, bad_samples)
+        self._batch_size, self._window = batch_size, length_window
         self._seed, self._shuffle, self._workers = seed, shuffle, workers
         self._epoch, self._step = 0, 0
-        self._ahead: Iterator[StepBatch | CornstarchError] | None = None
+        self._ahead: Iterator[list[StepBatch] | CornstarchError] | None = None
+        self._here: deque[StepBatch] = deque()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -67,12 +80,15 @@ class Batches:
         return self
 
     def __next__(self) -> StepBatch:
-        if self._ahead is None:
-            self._ahead = self._prepare()
-        batch = next(self._ahead)
-        if isinstance(batch, CornstarchError):
-            self._ahead = None  # the same samples come again
-            raise batch
+        if not self._here:
+            if self._ahead is None:
+                self._ahead = self._prepare()
+            found = next(self._ahead)
+            if isinstance(found, CornstarchError):
+                self._ahead = None  # the same samples come again
+                raise found
+            self._here.extend(found)
+        batch = self._here.popleft()
         if self._step == self._epoch == 0:
             batch = replace(batch, bad=(*broken_files(self._source), *batch.bad))
         self._step += 1
@@ -94,34 +110,41 @@ class Batches:
             ArgumentError: if the other had another number of samples, batch size, seed or order.
         """
         for name, value in self._made_of.items():
-            if state.get(name) != value:
+            if state.get(name, _BEFORE.get(name)) != value:
                 raise ArgumentError(
                     f"cannot go on in the data: {name} was {state.get(name)} and is {value}, so its order is another"
                 )
         self._epoch, self._step = state["epoch"], state["step"]
-        self._ahead = None
+        self.close()
 
     @property
     def _made_of(self) -> dict[str, Any]:
         samples, size = len(self._source), self._batch_size
         made_of = {"samples": samples, "batch_size": size, "seed": self._seed, "shuffle": self._shuffle}
+        made_of["length_window"] = self._window
         return {**made_of, "mixture": self._source.counts} if isinstance(self._source, MixtureSource) else made_of
 
-    def _prepare(self) -> Iterator[StepBatch | CornstarchError]:
+    def _prepare(self) -> Iterator[list[StepBatch] | CornstarchError]:
         # Neither refers to this object: a circle would keep the workers alive after it.
         order = functools.partial(order_of, self._source, self._seed, shuffle=self._shuffle)
-        places = _places(order, self._batch_size, self._epoch, self._step)
-        return prepared(self._steps, places, workers=self._workers, seed=self._seed)
+        steps = self._batch_size, self._window, self.steps_per_epoch
+        ahead = _windows(order, steps, self._seed, self._epoch, self._step)
+        return prepared(self._steps, ahead, workers=self._workers, seed=self._seed)
 
     def close(self) -> None:
         """End the workers; the next step would start others."""
         self._ahead = None
+        self._here.clear()
 
 
-def _places(order: Callable[[int], Order], size: int, epoch: int, step: int) -> Iterator[list[Place]]:
-    """The places of every step from here on."""
+def _windows(
+    order: Callable[[int], Order], steps: tuple[int, int, int], seed: int, epoch: int, step: int
+) -> Iterator[Window]:
+    """Every window from the one in which a step is; of that, the steps from there on."""
+    size, width, per_epoch = steps
     while True:
         places = order(epoch)
-        for start in range(step * size, len(places), size):
-            yield places[start : start + size]
+        for first in range(step - step % width, per_epoch, width):
+            here = places[first * size : (first + width) * size]
+            yield Window(here, f"lengths {seed} {epoch} {first}", max(0, step - first))
         epoch, step = epoch + 1, 0

@@ -1,8 +1,9 @@
 """3. Samples -> a batch the model takes, with labels on what the assistant says."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from transformers import BatchFeature
 
@@ -118,12 +119,24 @@ class Collator:
         for key, (argument, kinds) in self.processor.media_arguments.items():
             media = [[medium for kind, medium in sample.media if kind in kinds] for sample in samples]
             if any(media):
-                inputs[key] = {argument: media}
+                inputs[key] = {argument: media, **_padding(self.processor.encoder_processors[key])}
         options["text"] = [conversation.text for conversation in rendered]
         if any(conversation.plain for conversation in rendered):
             options["plain_spans"] = [conversation.plain for conversation in rendered]
         # A template writes the special tokens itself.
         return self.processor(inputs, {"add_special_tokens": False, **options}, return_tensors="pt")
+
+
+class Collated(NamedTuple):
+    """A sample by itself.
+
+    Attributes:
+        sample: the sample.
+        batch: of it alone; None if no token of it is labelled.
+    """
+
+    sample: Sample
+    batch: BatchFeature | None
 
 
 def labelled_batch(
@@ -148,6 +161,12 @@ def labelled_batch(
         out = error.places
     left = [sample for place, sample in enumerate(samples) if place not in out]
     return (collator(left) if left else None), [samples[place] for place in out]
+
+
+def _padding(processor: Any) -> dict[str, bool]:
+    """Have sounds padded to the longest by a feature extractor that would not pad them unless it is told to."""
+    padding = inspect.signature(processor).parameters.get("padding")
+    return {"padding": True} if padding is not None and padding.default is False else {}
 
 
 def _up_to_answer(sample: Sample) -> Sample:

@@ -8,18 +8,27 @@ from cornstarch.data.turns import Chat
 from cornstarch.errors import ArgumentError, SampleError
 from cornstarch.models.multimodal_language_model.processing import MultimodalProcessor
 
+_VICUNA = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] + ' ' }}"
+    "{% elif message['role'] == 'user' %}{{ 'USER: ' + message['content'] + ' ' }}"
+    "{% else %}{{ 'ASSISTANT: ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+# What Vicuna was trained with (FastChat's conversation template), and LLaVA-1.5 after it.
+_VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user\\'s questions. "
+)
 # Templates for tokenizers that have none. Jinja as in Hugging Face, with `first_token` for what their text starts with.
 TEMPLATES = {
     "plain": (
         "{{ first_token }}{% for message in messages %}{{ message['content'] }}"
         "{{ eos_token if message['role'] == 'assistant' else '\\n' }}{% endfor %}"
     ),
-    "vicuna": (
-        "{{ first_token }}{% for message in messages %}"
-        "{% if message['role'] == 'system' %}{{ message['content'] + ' ' }}"
-        "{% elif message['role'] == 'user' %}{{ 'USER: ' + message['content'] + ' ' }}"
-        "{% else %}{{ 'ASSISTANT: ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    "vicuna": "{{ first_token }}" + _VICUNA,
+    "vicuna_v1": (
+        "{{ first_token }}{% if messages[0]['role'] != 'system' %}{{ '" + _VICUNA_SYSTEM + "' }}{% endif %}" + _VICUNA
     ),
 }
 DEFAULT_TEMPLATE = "plain"

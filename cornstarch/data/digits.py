@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -66,14 +66,33 @@ def digit_questions(split: str) -> list[Example]:
         ArgumentError: for an unknown split.
         ImportError: if scikit-learn is not installed.
     """
+    return [
+        Example(index=index, image=image, kind=kind, answer=answer(kind, digit))
+        for index, image, digit in images_of(split)
+        for kind in QUESTIONS
+    ]
+
+
+def images_of(split: str) -> list[tuple[int, Image.Image, int]]:
+    """The images of one split: each one's place in the data set, itself, and the digit that it shows.
+
+    Args:
+        split: `"train"`, `"validation"` or `"test"`.
+
+    Returns:
+        The images, in the order of the data set.
+
+    Raises:
+        ArgumentError: for an unknown split.
+        ImportError: if scikit-learn is not installed.
+    """
     if split not in SPLITS:
         raise ArgumentError(f"unknown split {split!r}; known splits: {', '.join(SPLITS)}")
     pixels, digits = _load()
     return [
-        Example(index=index, image=_as_image(pixels[index]), kind=kind, answer=answer(kind, digits[index]))
+        (index, _as_image(pixels[index]), digits[index])
         for index, owner in enumerate(split_of_each(digits))
         if owner == split
-        for kind in QUESTIONS
     ]
 
 
@@ -95,7 +114,19 @@ def answer(kind: str, digit: int) -> str:
     return "yes" if holds else "no"
 
 
-def majority_rate(examples: Sequence[Example]) -> float:
+class Asked(Protocol):
+    """A question of some kind with its right answer."""
+
+    @property
+    def kind(self) -> str:
+        """What kind of question it is."""
+
+    @property
+    def answer(self) -> str:
+        """The right answer."""
+
+
+def majority_rate(examples: Sequence[Asked]) -> float:
     """How many examples are right if each kind of question always gets its most frequent answer among them."""
     by_kind: dict[str, Counter[str]] = {}
     for example in examples:
@@ -106,17 +137,26 @@ def majority_rate(examples: Sequence[Example]) -> float:
 # --- changed images ---------------------------------------------------------------------------------------------------
 
 
-def blanked(example: Example) -> Example:
-    """The same question about an image that is all background."""
-    return replace(example, image=Image.new(example.image.mode, example.image.size))
+def blanked(image: Image.Image) -> Image.Image:
+    """An image of the same size and mode that is all background."""
+    return Image.new(image.mode, image.size)
 
 
-def shifted(example: Example, right: int, down: int) -> Example:
-    """The same question about the image moved by whole pixels, background coming in at the edges."""
-    size = example.image.size
-    moved = Image.new(example.image.mode, size)
-    moved.paste(example.image, (right, down))
-    return replace(example, image=moved)
+def shifted(image: Image.Image, right: int, down: int) -> Image.Image:
+    """The image moved by whole pixels, background coming in at the edges."""
+    moved = blanked(image)
+    moved.paste(image, (right, down))
+    return moved
+
+
+def varied(image: Image.Image, shift: int, blank: float, chance: random.Random) -> Image.Image:
+    """The image blanked with a probability, otherwise moved by up to so many pixels in either direction."""
+    if chance.random() < blank:
+        return blanked(image)
+    if shift:
+        right, down = (chance.randint(-shift, shift) for _ in range(2))
+        return shifted(image, right, down)
+    return image
 
 
 # --- as a source ------------------------------------------------------------------------------------------------------
@@ -156,12 +196,8 @@ class DigitsSource:
             The sample.
         """
         example = self.examples[index]
-        if chance.random() < self._blank:
-            example = blanked(example)
-        elif self._shift:
-            right, down = (chance.randint(-self._shift, self._shift) for _ in range(2))
-            example = shifted(example, right, down)
-        return as_sample(example, f"digits, {self._split}, question {index}")
+        image = varied(example.image, self._shift, self._blank, chance)
+        return as_sample(replace(example, image=image), f"digits, {self._split}, question {index}")
 
 
 def as_sample(example: Example, name: str) -> Sample:

@@ -25,11 +25,12 @@ class RowSource:
     Args:
         path: a file (`.json`, `.jsonl`, `.parquet`, `.arrow`, `.tar`), a pattern of such with `*`, a folder that
             `datasets.Dataset.save_to_disk` wrote, or a name on the hub.
-        format: how rows are read: `llava`, `sharegpt`, `messages`, `caption`, `transcript`.
+        format: how rows are read: `llava`, `sharegpt`, `messages`, `cauldron`, `caption`, `transcript`.
         media: the folder that names of media are relative to, and that they may not leave; that of the file if it is
             not given.
         columns: field of the format to what the rows call it.
         prompt: of `caption` and `transcript`: what is asked.
+        text_beside_media: keep the text of a question that comes with media; otherwise it is the media alone.
         split: of a data set.
         name: a data set's configuration, on the hub.
         revision: branch, tag or commit on the hub.
@@ -57,6 +58,7 @@ class RowSource:
         media: str | Path | None = None,
         columns: Mapping[str, str] | None = None,
         prompt: str = "",
+        text_beside_media: bool = True,
         split: str = "train",
         name: str | None = None,
         revision: str | None = None,
@@ -65,7 +67,13 @@ class RowSource:
         leave_out: str | Path | None = None,
     ) -> None:
         folder = MediaFolder(media if media is not None else folder_of(path), frames_per_second)
-        self._reader = Reader(format=format, media=folder, columns=dict(columns or {}), prompt=prompt)
+        self._reader = Reader(
+            format=format,
+            media=folder,
+            columns=dict(columns or {}),
+            prompt=prompt,
+            text_beside_media=text_beside_media,
+        )
         left_out = LeftOut.of(leave_out, str(path), format, split) if leave_out is not None else None
         self.left_out = left_out.entries if left_out is not None else ()
         self.known_broken = left_out.broken if left_out is not None else frozenset()

@@ -5,6 +5,7 @@
 | llava      | `conversations` (`from`, `value`), `image`; a mark `<image>` for each                       |
 | sharegpt   | the same, `system`, and lists: `images`, `audios`, `videos`, with marks of their kind       |
 | messages   | `messages` (`role`, `content`: text or typed parts), as OpenAI and Hugging Face write them  |
+| cauldron   | `texts` (`user`, `assistant`), `images`, which stand before the first question              |
 | caption    | `image`, `text`                                                                             |
 | transcript | `audio`, `text`                                                                             |
 
@@ -49,12 +50,14 @@ class Reader:
         media: where media are.
         columns: field of the format to what the rows call it.
         prompt: of `caption` and `transcript`: what is asked; nothing but the medium if it is empty.
+        text_beside_media: keep the text of a question that comes with media.
     """
 
     format: str
     media: MediaFolder
     columns: Mapping[str, str] = field(default_factory=dict)
     prompt: str = ""
+    text_beside_media: bool = True
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -78,7 +81,8 @@ class Reader:
         if missing:
             raise ArgumentError(f"{name}: there is no column {missing[0]!r}; it has {_listed(row)}")
         renamed = {**row, **{name: row[column] for name, column in self.columns.items()}}
-        return Sample(messages=tuple(FORMATS[self.format](self, renamed, name)), name=name)
+        messages = FORMATS[self.format](self, renamed, name)
+        return Sample(messages=tuple(messages if self.text_beside_media else map(_media_alone, messages)), name=name)
 
     def queues(self, row: Row, name: str) -> dict[str, list[Any]]:
         """The media of a row by kind, from fields of one (`image`) and of several (`images`)."""
@@ -90,6 +94,13 @@ class Reader:
                 values = [values]  # the samples of one sound
             found[kind] = [self.media.medium(kind, value, name, row.get(MEMBERS)) for value in values]
         return found
+
+
+def _media_alone(message: dict[str, Any]) -> dict[str, Any]:
+    """A question without its text, if it comes with media."""
+    content = message["content"]
+    media = [part for part in content if part["type"] != "text"] if isinstance(content, list) else []
+    return {**message, "content": media} if media and message["role"] == "user" else message
 
 
 # --- llava, sharegpt --------------------------------------------------------------------------------------------------
@@ -208,6 +219,24 @@ def _part(reader: Reader, part: Any, rest: Mapping[str, Iterator[Any]], where: s
     return {"type": meant, meant: reader.media.medium(meant, own, where, row.get(MEMBERS))}
 
 
+# --- cauldron ---------------------------------------------------------------------------------------------------------
+
+
+def _cauldron(reader: Reader, row: Row, name: str) -> Iterator[dict[str, Any]]:
+    turns = row.get("texts")
+    if not isinstance(turns, list):
+        raise ArgumentError(f"{name}: expected an object with a list `texts`, found {_listed(row)}")
+    media = [{"type": kind, kind: medium} for kind, queue in reader.queues(row, name).items() for medium in queue]
+    for turn in turns:
+        said = [turn.get(role) if isinstance(turn, Mapping) else None for role in ("user", "assistant")]
+        if not all(isinstance(text, str) for text in said):
+            raise ArgumentError(f"{name}: a turn must be an object with `user` and `assistant`, found {turn!r:.100}")
+        asked = [{"type": "text", "text": _checked(said[0], name)}] if said[0] else []
+        yield {"role": "user", "content": [*media, *asked]}
+        yield {"role": "assistant", "content": _checked(said[1], name)}
+        media = []
+
+
 # --- pairs ------------------------------------------------------------------------------------------------------------
 
 
@@ -246,6 +275,7 @@ FORMATS: dict[str, Callable[[Reader, Row, str], Iterator[dict[str, Any]]]] = {
     "llava": _conversations,
     "sharegpt": _conversations,
     "messages": _messages,
+    "cauldron": _cauldron,
     "caption": _pair("image"),
     "transcript": _pair("audio"),
 }

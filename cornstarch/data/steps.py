@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 from torch.utils.data import Dataset
 from transformers import BatchFeature
 
-from cornstarch.data.collation import Collator, labelled_batch
+from cornstarch.data.collation import Collated, Collator, labelled_batch
 from cornstarch.data.files import RowSource
 from cornstarch.data.mixtures import MixtureSource
 from cornstarch.data.rows import BrokenFile
@@ -158,50 +158,65 @@ class Steps(Dataset[Any]):
         except Exception as error:  # which sample it was is found out one by one
             if self._policy == "stop" and not isinstance(error, CornstarchError):
                 raise
-            samples = [sample for place in places for sample in self._usable(place, bad)]
+            samples = [one.sample for place in places for one in self.usable(place, bad)]
             if len(bad) == before:
                 raise  # none by itself
         return samples, labelled_batch(self._collator, samples) if samples else (None, [])
 
-    def _usable(self, place: Any, bad: list[BadSample]) -> Iterator[Sample]:
-        """The sample at a place, or the one that stands in for it, if there is any."""
+    def usable(self, place: Any, bad: list[BadSample]) -> Iterator[Collated]:
+        """The sample at a place, or the one that stands in for it, if there is any; by itself.
+
+        Args:
+            place: what the reading knows.
+            bad: gets an entry if the sample cannot be used.
+
+        Yields:
+            The sample and the batch of it alone, None if it has no label.
+
+        Raises:
+            CornstarchError: if it cannot be used and bad samples stop the run, or if nothing can stand in for it.
+        """
         found = self._try(place)
-        if isinstance(found, Sample):
+        if isinstance(found, Collated):
             yield found
             return
         name, error = found
         if self._policy == "stop":
             raise _named(error, name)
         other = self._stand_in(place) if self._policy == "replace" else None
+        replaced_by = other.sample.name if other is not None else None
         if self._policy == "replace" and other is None:
             raise _named(error, f"{name} (and nothing can take its place, {_MOST_REPLACED} that follow are bad too)")
-        replaced_by = other.name if other is not None else None
         bad.append(BadSample(name=name, kind=type(error).__name__, reason=str(error), replaced_by=replaced_by))
         if other is not None:
             yield other
 
-    def _stand_in(self, place: Any) -> Sample | None:
+    def _stand_in(self, place: Any) -> Collated | None:
         for _ in range(_MOST_REPLACED):
             place = self._reading.following(place)
             found = self._try(place) if place is not None else None
-            if found is None or isinstance(found, Sample):
+            if found is None or isinstance(found, Collated):
                 return found
         return None
 
-    def _try(self, place: Any) -> Sample | tuple[str, Exception]:
-        """The sample at a place, or its name and what is wrong with it."""
+    def _try(self, place: Any) -> Collated | tuple[str, Exception]:
+        """The sample at a place and the batch of it alone, or its name and what is wrong with it."""
         name = self._reading.called(place)
         try:
             sample = self._reading.sample(place)
             name = sample.name
-            labelled_batch(self._collator, [sample])
+            batch, _ = labelled_batch(self._collator, [sample])
+            self._check(sample, batch)
         except _NOT_THE_SAMPLES_FAULT:
             raise
         except Exception as error:
             if self._policy == "stop" and not isinstance(error, CornstarchError):
                 raise
             return _name_in(error, name), error
-        return sample
+        return Collated(sample, batch)
+
+    def _check(self, sample: Sample, batch: BatchFeature | None) -> None:
+        """Refuse a sample for what a batch of it alone is like."""
 
 
 def _name_in(error: Exception, name: str) -> str:
@@ -287,4 +302,4 @@ def good_samples(
     """The same without those that cannot be used, and what is wrong with these; each is decoded once to see."""
     reading, places = _first(source, number, seed)
     steps, bad = Steps(reading, collator, 1, "skip"), list[BadSample]()
-    return [sample for place in places for sample in steps._usable(place, bad)], bad
+    return [one.sample for place in places for one in steps.usable(place, bad)], bad

@@ -1,4 +1,4 @@
-"""4d. Steps of a stream: shuffled window by window; where it stands is where its window began, and how far in it."""
+"""4e. Steps of a stream: shuffled window by window; where it stands is where its window began, and how far in it."""
 
 import random
 from collections.abc import Iterator, Mapping
@@ -6,9 +6,11 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from cornstarch.data.budgets import Budget
 from cornstarch.data.collation import Collator
+from cornstarch.data.lengths import Window, Windows, windows
 from cornstarch.data.loader import prepared
-from cornstarch.data.steps import Policy, StepBatch, Steps
+from cornstarch.data.steps import Policy, StepBatch
 from cornstarch.data.streams import Streamed, StreamSource
 from cornstarch.errors import ArgumentError, CornstarchError
 
@@ -31,6 +33,7 @@ class StreamBatches:
         shuffle: within windows; otherwise the stream's own order.
         workers: processes that prepare batches ahead; 0 prepares them here.
         bad_samples: `stop` or `skip`, as in `Batches`.
+        budget: instead of `micro_batch_size`, of a micro-batch; as in `Batches`.
 
     Raises:
         ArgumentError: for a size below 1, or `replace`: a stream has no other sample to give.
@@ -47,13 +50,15 @@ class StreamBatches:
         shuffle: bool = True,
         workers: int = 0,
         bad_samples: Policy = "stop",
+        budget: Budget | None = None,
     ) -> None:
-        if batch_size < 1 or (micro_batch_size is not None and micro_batch_size < 1):
-            raise ArgumentError(f"a batch has at least one sample, found {batch_size} and {micro_batch_size}")
+        budget = budget or Budget(samples=micro_batch_size)
+        if batch_size < 1:
+            raise ArgumentError(f"a batch has at least one sample, found {batch_size}")
         if bad_samples == "replace":
             raise ArgumentError("bad_samples: a stream has no other sample to give; stop or skip")
         self._source, self._batch_size, self._seed, self._shuffle = source, batch_size, seed, shuffle
-        self._steps = _WithState(Steps(source, collator, micro_batch_size or batch_size, bad_samples))
+        self._steps = _WithState(windows(source, collator, batch_size, budget, 1, bad_samples))
         self._workers = workers
         self._state = dict(_BEGINNING)
         self._ahead: Iterator[tuple[StepBatch | CornstarchError, State]] | None = None
@@ -106,12 +111,13 @@ class StreamBatches:
 class _WithState(Dataset[Any]):
     """Steps, each with the state of the stream behind it."""
 
-    def __init__(self, steps: Steps) -> None:
+    def __init__(self, steps: Windows) -> None:
         self._steps = steps
 
     def __getitem__(self, planned: tuple[list[Streamed], State]) -> tuple[StepBatch | CornstarchError, State]:
         places, state = planned
-        return self._steps[places], state
+        made = self._steps[Window(places)]
+        return made if isinstance(made, CornstarchError) else made[0], state
 
 
 def _planned(

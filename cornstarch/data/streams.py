@@ -37,6 +37,7 @@ class StreamSource:
         media: as there.
         columns: as there.
         prompt: as there.
+        text_beside_media: as there.
         split: as there.
         name: as there.
         revision: as there.
@@ -56,6 +57,7 @@ class StreamSource:
         media: str | Path | None = None,
         columns: Mapping[str, str] | None = None,
         prompt: str = "",
+        text_beside_media: bool = True,
         split: str = "train",
         name: str | None = None,
         revision: str | None = None,
@@ -65,7 +67,13 @@ class StreamSource:
         if window < 1:
             raise ArgumentError(f"a window has at least one row, found {window}")
         folder = MediaFolder(media if media is not None else folder_of(path), frames_per_second)
-        self._reader = Reader(format=format, media=folder, columns=dict(columns or {}), prompt=prompt)
+        self._reader = Reader(
+            format=format,
+            media=folder,
+            columns=dict(columns or {}),
+            prompt=prompt,
+            text_beside_media=text_beside_media,
+        )
         self._path, self._split, self._name, self._revision = str(path), split, name, revision
         self.window = window
 

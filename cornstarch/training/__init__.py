@@ -8,6 +8,7 @@ from cornstarch.training.building import build_model, load_run, make_source
 from cornstarch.training.config import (
     CallbacksConfig,
     DataConfig,
+    DigitsAndTonesConfig,
     DigitsConfig,
     EncoderConfig,
     EvaluationConfig,
@@ -46,6 +47,7 @@ __all__ = [
     "Callback",
     "CallbacksConfig",
     "DataConfig",
+    "DigitsAndTonesConfig",
     "DigitsConfig",
     "EncoderConfig",
     "Evaluation",

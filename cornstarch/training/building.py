@@ -7,7 +7,16 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from cornstarch.data import DigitsSource, MixtureSource, RowSource, Source, StreamSource, byte_tokenizer, set_template
+from cornstarch.data import (
+    DigitsAndTonesSource,
+    DigitsSource,
+    MixtureSource,
+    RowSource,
+    Source,
+    StreamSource,
+    byte_tokenizer,
+    set_template,
+)
 from cornstarch.errors import ArgumentError, MissingFileError
 from cornstarch.models.multimodal_language_model import (
     MediaLimits,
@@ -33,6 +42,7 @@ from cornstarch.models.multimodal_language_model.concatenation import Concatenat
 from cornstarch.models.multimodal_language_model.model_card import is_on_the_hub
 from cornstarch.training import checkpoints, quantization
 from cornstarch.training.config import (
+    DigitsAndTonesConfig,
     EncoderConfig,
     LanguageModelConfig,
     LimitsConfig,
@@ -204,6 +214,8 @@ def make_source(config: SourceConfig, *, salvage: bool = False) -> Source:
             raise ArgumentError(f"{config.path} is to be streamed; here a source is needed whose samples have numbers")
         options = {**_row_options(config), "salvage": salvage, "leave_out": config.leave_out}
         return RowSource(config.path, config.source, **options)
+    if isinstance(config, DigitsAndTonesConfig):
+        return DigitsAndTonesSource(config.split, config.shift, config.blank_image, config.blank_sound)
     return DigitsSource(config.split, config.shift, config.blank)
 
 
@@ -224,7 +236,7 @@ def make_stream(config: RowsConfig) -> StreamSource:
 
 
 def _row_options(config: RowsConfig) -> dict[str, Any]:
-    names = ("media", "columns", "prompt", "split", "name", "revision", "frames_per_second")
+    names = ("media", "columns", "prompt", "text_beside_media", "split", "name", "revision", "frames_per_second")
     return {name: getattr(config, name) for name in names}
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cornstarch.training.spectrograms import Spectrogram
+
 _DPI = 130
 _INK, _FAINT, _RIGHT, _WRONG = "#1a1a1a", "#6b6b6b", "#1b7837", "#c51b29"
 _TRAINING, _VALIDATION = "#2166ac", "#d6761b"
@@ -19,6 +21,8 @@ _COLUMNS, _PANEL_WIDTH, _PANEL_HEIGHT = 4, 3.35, 1.4
 _MARGIN, _HEADER, _IMAGE = 0.2, 0.6, 1.06
 _LINE, _PITCH = 0.17, 0.37  # from a question to its answer, and to the next question
 _LONGEST_ANSWER = 8  # characters shown
+# A panel with a sound: its spectrogram is to the right of the image, and the questions are below both.
+_HEARD_HEIGHT, _SPECTROGRAM, _LABEL = 1.82, 1.4, 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +41,11 @@ class Answered:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """An image and up to three questions about it."""
+    """An image and up to three questions about it; or an image and a sound, and one question."""
 
     image: Image.Image
     answers: Sequence[Answered]
+    sound: Spectrogram | None = None
 
     @property
     def is_right(self) -> bool:
@@ -103,40 +108,55 @@ def draw_predictions(path: Path, panels: Sequence[Panel], title: str) -> None:
         title: one line above the sheet.
     """
     rows = -(-len(panels) // _COLUMNS)
-    width, height = _COLUMNS * _PANEL_WIDTH + 2 * _MARGIN, rows * _PANEL_HEIGHT + _HEADER + _MARGIN
+    tall = _HEARD_HEIGHT if any(panel.sound is not None for panel in panels) else _PANEL_HEIGHT
+    width, height = _COLUMNS * _PANEL_WIDTH + 2 * _MARGIN, rows * tall + _HEADER + _MARGIN
     figure = _figure(width, height)
     figure.text(_MARGIN / width, 1 - _HEADER / 2 / height, title, fontsize=14, color=_INK, va="center")
     for number, panel in enumerate(panels):
         row, column = divmod(number, _COLUMNS)
-        left, top = _MARGIN + column * _PANEL_WIDTH, height - _HEADER - row * _PANEL_HEIGHT
-        box = (left / width, (top - _PANEL_HEIGHT) / height, _PANEL_WIDTH / width, _PANEL_HEIGHT / height)
-        _draw_panel(figure.add_axes(box), panel)
+        left, top = _MARGIN + column * _PANEL_WIDTH, height - _HEADER - row * tall
+        box = (left / width, (top - tall) / height, _PANEL_WIDTH / width, tall / height)
+        _draw_panel(figure.add_axes(box), panel, tall)
     _write(figure, path)
 
 
-def _draw_panel(axes: Any, panel: Panel) -> None:
+def _draw_panel(axes: Any, panel: Panel, tall: float) -> None:
     """One panel on axes of its own whose data units are inches, y downwards."""
-    axes.set_xlim(0, _PANEL_WIDTH)
-    axes.set_ylim(_PANEL_HEIGHT, 0)
     axes.axis("off")
     top = (_PANEL_HEIGHT - _IMAGE) / 2
-    extent = (top, top + _IMAGE, top + _IMAGE, top)
-    grey = np.asarray(panel.image.convert("RGB"))
-    axes.imshow(grey, extent=extent, interpolation="nearest", aspect="auto")
+    _place(axes, np.asarray(panel.image.convert("RGB")), top, top, _IMAGE)
     if not panel.is_right:
-        _frame(axes)
+        _frame(axes, tall)
+    x, y = top + _IMAGE + 0.13, top + 0.07
+    if panel.sound is not None:
+        _draw_sound(axes, panel.sound, x + _LABEL, top)
+        x, y = top, top + _IMAGE + 0.22
     for number, answered in enumerate(panel.answers):
-        y = top + 0.07 + number * _PITCH
-        _write_answer(axes, answered, x=top + _IMAGE + 0.13, y=y)
+        _write_answer(axes, answered, x=x, y=y + number * _PITCH)
     axes.set_xlim(0, _PANEL_WIDTH)  # imshow has moved them
-    axes.set_ylim(_PANEL_HEIGHT, 0)
+    axes.set_ylim(tall, 0)
 
 
-def _frame(axes: Any) -> None:
+def _place(axes: Any, values: Any, left: float, top: float, width: float, **options: Any) -> None:
+    """Draw an array into a box as tall as images are."""
+    extent = (left, left + width, top + _IMAGE, top)
+    axes.imshow(values, extent=extent, interpolation="nearest", aspect="auto", **options)
+
+
+def _draw_sound(axes: Any, sound: Spectrogram, left: float, top: float) -> None:
+    """A spectrogram whose corners say which frequencies and times they are."""
+    _place(axes, sound.decibels[::-1], left, top, _SPECTROGRAM, cmap="magma", vmin=-60, vmax=0)
+    style = {"fontsize": 6.5, "color": _FAINT, "parse_math": False}
+    for hertz, y, side in ((sound.highest, top, "top"), (sound.lowest, top + _IMAGE, "bottom")):
+        axes.text(left - 0.04, y, f"{hertz:.0f} Hz", ha="right", va=side, **style)
+    axes.text(left + _SPECTROGRAM, top + _IMAGE + 0.02, f"{sound.seconds:g} s", ha="right", va="top", **style)
+
+
+def _frame(axes: Any, tall: float) -> None:
     from matplotlib.patches import Rectangle
 
     gap = 0.05
-    size = (_PANEL_WIDTH - 2 * gap, _PANEL_HEIGHT - 2 * gap)
+    size = (_PANEL_WIDTH - 2 * gap, tall - 2 * gap)
     axes.add_patch(Rectangle((gap, gap), *size, facecolor="#fdeeee", edgecolor=_WRONG, linewidth=1.6, zorder=-1))
 
 

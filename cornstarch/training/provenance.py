@@ -7,7 +7,14 @@ from typing import Any
 
 from cornstarch.errors import ArgumentError
 from cornstarch.models.multimodal_language_model.model_card import is_on_the_hub
-from cornstarch.training.config import DigitsConfig, MixtureConfig, RowsConfig, SourceConfig, TrainConfig
+from cornstarch.training.config import (
+    DigitsAndTonesConfig,
+    DigitsConfig,
+    MixtureConfig,
+    RowsConfig,
+    SourceConfig,
+    TrainConfig,
+)
 from cornstarch.training.folder import RunFolder
 from cornstarch.training.metrics import read_metrics
 from cornstarch.training.reading import read_config
@@ -99,6 +106,8 @@ def _source(source: SourceConfig | None) -> str:
     if isinstance(source, RowsConfig):
         what = {"llava": "conversations in LLaVA's format", "caption": "images with texts"}
         return f"{what.get(source.source, f'rows in the format {source.source}')}, {Path(source.path).name}"
+    if isinstance(source, DigitsAndTonesConfig):
+        return "questions about the handwritten digits of scikit-learn and synthesised keys of a telephone"
     if isinstance(source, DigitsConfig):
         return "questions about the handwritten digits of scikit-learn"
     return "given by the caller"

@@ -10,6 +10,7 @@ import torch
 
 from cornstarch.data import (
     Batches,
+    Budget,
     Collator,
     Sample,
     Source,
@@ -221,14 +222,18 @@ def _model(
 
 def _batches(config: TrainConfig, source: Source | StreamSource, collator: Collator) -> Batches | StreamBatches:
     options: dict[str, Any] = {
-        "micro_batch_size": config.training.micro_batch_size,
+        "budget": Budget(
+            samples=config.training.micro_batch_size,
+            positions=config.training.micro_batch_positions,
+            media=config.training.micro_batch_media,
+        ),
         "seed": config.training.seed,
         "workers": config.data.workers,
         "bad_samples": config.data.bad_samples,
     }
     if isinstance(source, StreamSource):
         return StreamBatches(source, collator, config.training.batch_size, **options)
-    return Batches(source, collator, config.training.batch_size, **options)
+    return Batches(source, collator, config.training.batch_size, length_window=config.training.length_window, **options)
 
 
 def _steps(config: TrainConfig, batches: Batches | StreamBatches) -> int:

@@ -138,6 +138,19 @@ def vicuna(turns: Turns) -> str:
     return text
 
 
+def vicuna_v1(turns: Turns) -> str:
+    system = (
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions."
+    )
+    return vicuna(turns if turns[0][0] == "system" else [("system", system), *turns])
+
+
+def smollm2(turns: Turns) -> str:
+    system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    return chatml(turns if turns[0][0] == "system" else [("system", system), *turns])
+
+
 def zephyr(turns: Turns) -> str:
     text = ""
     for role, said in turns:
@@ -173,6 +186,7 @@ FAMILIES = {
     "llama3": Family(llama3, stored("llama3"), _LLAMA3),
     "llama3.2": Family(llama3_2, stored("llama3_2"), _LLAMA3),
     "chatml": Family(chatml, stored("chatml"), _CHATML),
+    "smollm2": Family(smollm2, stored("smollm2"), _CHATML),
     "qwen2.5": Family(qwen2_5, stored("qwen2_5"), _CHATML),
     "qwen3": Family(qwen3, stored("qwen3"), _CHATML),
     "mistral": Family(mistral, stored("mistral"), ("<s>", "</s>"), pieces=True),
@@ -182,6 +196,9 @@ FAMILIES = {
     "gemma3": Family(gemma, stored("gemma3"), _GEMMA, pieces=True),
     "phi3": Family(phi3, stored("phi3"), _PHI, pieces=True),
     "vicuna": Family(vicuna, TEMPLATES["vicuna"].replace("{{ first_token }}", ""), ("<s>", "</s>"), pieces=True),
+    "vicuna_v1": Family(
+        vicuna_v1, TEMPLATES["vicuna_v1"].replace("{{ first_token }}", ""), ("<s>", "</s>"), pieces=True
+    ),
     "zephyr": Family(zephyr, stored("zephyr"), ("<s>", "</s>"), pieces=True),
     "cohere": Family(cohere, stored("cohere"), ("<BOS_TOKEN>", *_COHERE)),
     "plain": Family(plain, TEMPLATES["plain"].replace("{{ first_token }}", ""), ("<s>", "</s>")),

@@ -13,7 +13,7 @@ import torch
 from datasets.table import embed_table_storage
 from PIL import Image
 
-from cornstarch import ArgumentError, Batches, Collator, MediaError, RowSource, Sample, set_template
+from cornstarch import ArgumentError, Batches, Collator, MediaError, RowSource, Sample, StreamSource, set_template
 from tests import parts
 from tests.data import containers
 from tests.data.containers import CONTAINERS, FORMATS, conversation, make_media
@@ -126,6 +126,57 @@ def test_tar_shards(format: str, by_name: bool, media: Path, collator: Collator,
     assert source.sample(5, CHANCE).name.endswith("shard-1.tar, sample part/0001")
 
 
+# --- cauldron ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("container", ["json", "parquet", "disk", "typed", "streamed"])
+def test_cauldron_is_the_same_as_messages(container: str, media: Path, collator: Collator, tmp_path: Path) -> None:
+    """None, one or two images before the first question, several turns, columns besides: bit for bit one batch."""
+    rows, written = [], []
+    for number in range(10):
+        images = [(media / name).read_bytes() for name in containers.images_of(number)]
+        turns = [(f"What is {number}?", "A thing."), ("Sure?\n", "Yes.")][: 1 + number % 2]
+        texts = [{"user": asked, "assistant": said, "source": "a"} for asked, said in turns]
+        # No images is an empty list in The Cauldron, and nothing in FineVision.
+        rows.append({"images": [{"bytes": image} for image in images] or [None, []][number % 2], "texts": texts})
+        if container == "json":
+            rows[-1]["images"] = containers.images_of(number)
+        parts = [{"type": "image", "image": image} for image in images]
+        messages = []
+        for place, (asked, said) in enumerate(turns):
+            content = [*(parts if place == 0 else []), {"type": "text", "text": asked}]
+            messages += [{"role": "user", "content": content}, _answer(said)]
+        written.append(Sample(messages=tuple(messages), name=""))
+    if container in ("typed", "streamed"):
+        list_of_texts = datasets.List({name: datasets.Value("string") for name in ("user", "assistant", "source")})
+        features = datasets.Features(images=datasets.List(datasets.Image()), texts=list_of_texts)
+        typed = datasets.Dataset.from_list(rows, features=features)
+        typed.with_format("arrow").map(embed_table_storage, batched=True).to_parquet(tmp_path / "typed.parquet")
+        path = tmp_path / "typed.parquet"
+    else:
+        path = CONTAINERS[container](rows, tmp_path)
+    if container == "streamed":
+        stream = StreamSource(path, "cauldron")
+        found = [stream.sample(place) for place in stream.first(10)]
+    else:
+        found = all_of(RowSource(path, "cauldron", media=media))
+    assert_same(collator(found), collator(written))
+
+
+def test_media_without_the_text_beside_them(media: Path, collator: Collator, tmp_path: Path) -> None:
+    """What is said by others than who asks stays, and so do questions without media."""
+    said = [("system", "Be kind."), ("human", "<image>\nWhat is it?"), ("gpt", "A."), ("human", "Sure?"), ("gpt", "B.")]
+    row = {"image": "0.png", "conversations": [{"from": who, "value": value} for who, value in said]}
+    content = [{"type": "image", "image": media / "0.png"}]
+    turns = [("system", "Be kind."), ("user", content), ("assistant", "A."), ("user", "Sure?"), ("assistant", "B.")]
+    expected = Sample(messages=tuple({"role": role, "content": text} for role, text in turns), name="")
+    path = containers.write_jsonl([row], tmp_path)
+    source = RowSource(path, "llava", media=media, text_beside_media=False)
+    assert_same(collator(all_of(source)), collator([expected]))
+    stream = StreamSource(path, "llava", media=media, text_beside_media=False)
+    assert_same(collator([stream.sample(place) for place in stream.first(1)]), collator([expected]))
+
+
 # --- pairs ------------------------------------------------------------------------------------------------------------
 
 
@@ -212,6 +263,9 @@ USER = {"role": "user", "content": "a"}
         ("sharegpt", {"conversations": [{"from": "tool", "value": "a"}]}, "a turn is from 'tool'"),
         ("sharegpt", {"conversations": [{"from": "gpt", "value": "<image>"}]}, "1 marks <image> but 0 images"),
         ("sharegpt", {"conversations": [{"from": "gpt", "value": "a"}], "audios": ["0.wav"]}, "0 marks <audio> but 1"),
+        ("cauldron", {"images": []}, "list `texts`, found images"),
+        ("cauldron", {"texts": [{"user": "a"}]}, "`user` and `assistant`, found .'user': 'a'.$"),
+        ("cauldron", {"texts": ["a"]}, "`user` and `assistant`, found 'a'"),
         ("caption", {"text": "a"}, "one `image` and a `text`, found text; .*`columns`"),
         ("caption", {"image": ["0.png", "1.png"], "text": "a"}, "one `image` and a `text`"),
         ("transcript", {"audio": "0.wav", "text": 3}, "one `audio` and a `text`"),

@@ -196,7 +196,7 @@ def test_templates_from_files(tmp_path: Any) -> None:
     (tmp_path / "mine.jinja").write_text(CHATML)
     set_template(tokenizer, str(tmp_path / "mine.jinja"))
     assert tokenizer.chat_template == CHATML
-    with pytest.raises(ArgumentError, match=r"'viccuna' is none of plain, vicuna, and no file"):
+    with pytest.raises(ArgumentError, match=r"'viccuna' is none of plain, vicuna, vicuna_v1, and no file"):
         set_template(tokenizer, "viccuna")
 
 

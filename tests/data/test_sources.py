@@ -195,8 +195,10 @@ def test_workers_prepare_the_same() -> None:
 
 
 def test_batches_that_cannot_be() -> None:
-    for options in ({"batch_size": 0}, {"micro_batch_size": 0}):
-        with pytest.raises(ArgumentError, match="at least one sample"):
+    with pytest.raises(ArgumentError, match="a micro-batch has at least one sample, found 0"):
+        batches(micro_batch_size=0)
+    for options in ({"batch_size": 0}, {"length_window": 0}):
+        with pytest.raises(ArgumentError, match="a step has a sample and a window a step"):
             batches(**options)
     _, collator = toy.model_and_collator()
     with pytest.raises(ArgumentError, match="has no samples"):

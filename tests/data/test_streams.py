@@ -10,6 +10,7 @@ import torch
 
 from cornstarch import (
     ArgumentError,
+    Budget,
     Collator,
     RowSource,
     StreamBatches,
@@ -174,3 +175,18 @@ def test_a_run_on_a_stream_can_be_gone_on_with(media: Path, tmp_path: Path) -> N
     ]:
         with pytest.raises(ArgumentError, match=message):
             parse_config(CONFIG, [*overrides, *wrong])
+
+
+def test_budgets(media: Path, tmp_path: Path, collator: Collator) -> None:
+    """The steps of a stream are divided by length, too: the same samples, none of its batches above the budget."""
+    format, path = write("jsonl", media, tmp_path)
+    plain = StreamBatches(StreamSource(path, format, media=media, window=4), collator, 5)
+    source = StreamSource(path, format, media=media, window=4)
+    found = StreamBatches(source, collator, 5, budget=Budget(positions=250, media=3))
+    for wanted, step in zip(steps(plain, 4), steps(found, 4), strict=True):
+        assert step.names == wanted.names
+        assert len(step.micro_batches) > 1
+        assert all(micro["input_ids"].numel() <= 250 for micro in step.micro_batches)
+    again = StreamBatches(source, collator, 5, budget=Budget(positions=250, media=3))
+    again.load_state_dict(found.state_dict())
+    assert next(again).names == next(plain).names

@@ -22,6 +22,7 @@ from cornstarch import (
     OutputHiddenStates,
     PixelShuffle,
     SelectFeatures,
+    StackRows,
     build_model,
     parse_config,
 )
@@ -75,6 +76,43 @@ def test_pixel_shuffle_of_a_map_that_is_no_square() -> None:
 def test_pixel_shuffle_says_what_does_not_fit(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         PixelShuffle(**arguments)({}, torch.zeros(1, 25, 2))
+
+
+# --- StackRows --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count, size", [(10, 5), (10, 4), (3, 5), (4, 1)])
+def test_stacked_rows_stand_side_by_side(count: int, size: int) -> None:
+    """Row by row, by a loop; zeros where the last window lacks rows; lists and outputs with `last_hidden_state` too."""
+    stack, rows = StackRows(size=size), torch.randn(2, count, 3)
+    expected = torch.zeros(2, -(-count // size), 3 * size)
+    for place in range(count):
+        window, slot = divmod(place, size)
+        expected[:, window, 3 * slot : 3 * slot + 3] = rows[:, place]
+    assert torch.equal(stack({}, rows), expected)
+    assert torch.equal(stack({}, SimpleNamespace(last_hidden_state=rows)), expected)
+    assert all(
+        torch.equal(*pair)
+        for pair in zip(stack({}, [rows[0], rows[1, :0]]), [expected[0], expected[1, :0]], strict=True)
+    )
+    assert stack.output_width(3) == 3 * size
+
+
+def test_stacked_rows_of_sounds_of_several_lengths(tmp_path: Path) -> None:
+    """Of an encoder that pads, in a batch as alone: fp64 at 1e-10; by name, and from a save."""
+    stack = callbacks.build({"name": "stack_rows", "arguments": {"size": 4}})
+    encoder = ModalEncoderModule(tiny.encoder("wav2vec2", torch.float64), postprocess_module_callback=stack)
+    model = MultimodalModel({"audio": encoder}, tiny.language_model(dtype=torch.float64)).eval()
+    module = model.encoders["audio"]
+    mask = (torch.arange(100) < torch.tensor([100, 60, 35])[:, None]).long()
+    sounds = torch.randn(3, 100, dtype=torch.float64) * mask
+    for number, found in enumerate(module(input_values=sounds, attention_mask=mask)):
+        one = slice(number, number + 1)
+        tiny.assert_near(found, module(input_values=sounds[one], attention_mask=mask[one])[0])
+    model.save_pretrained(tmp_path)
+    assert MultimodalModel.from_pretrained(tmp_path).encoders["audio"].postprocess_module_callback == stack
+    with pytest.raises(ArgumentError, match="needs a size of at least 1, found 0"):
+        StackRows(size=0)
 
 
 # --- inputs of several lengths ----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from cornstarch import ArgumentError, MediaError, MediaLimits, read_audio
-from cornstarch.models.multimodal_language_model import sounds, videos
+from cornstarch.models.multimodal_language_model import media, sounds, videos
 from cornstarch.models.multimodal_language_model.images import open_image
 from tests import parts
 
@@ -279,3 +279,44 @@ def test_other_videos_need_a_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "av", stand_in)
     found = videos.frames({"path": str(tmp_path / "a.mp4"), "frames_per_second": 1.0}, LIMITS)
     assert colours_of(found) == [0, 2, 4]
+
+
+# --- processors -------------------------------------------------------------------------------------------------------
+
+
+def test_processors_are_told_the_rate_that_sounds_have() -> None:
+    """Hugging Face's warn at every call otherwise; what the caller says stays, and nothing strange is passed."""
+
+    class Plain:
+        sampling_rate = 16_000
+
+        def __call__(self, raw_speech: Any, **more: Any) -> Any: ...
+
+    def options(processor: Any, **given: Any) -> dict[str, Any]:
+        sound = {"raw_speech": [np.zeros(160, np.float32)]}
+        return media.read("audio", processor, {**sound, **given}, {}, LIMITS).options
+
+    assert options(parts.whisper_processor()) == {"sampling_rate": 16_000}
+    assert options(parts.whisper_processor(), sampling_rate=8000) == {"sampling_rate": 8000}
+    assert options(Plain()) == {}
+
+
+def test_arguments_are_read_once_and_of_each_processor_its_own() -> None:
+    """Two of one class may differ; functions and methods do as well."""
+
+    def images(images: Any, size: int = 3) -> None: ...
+
+    def videos(videos: Any) -> None: ...
+
+    class Wrapped:
+        def __init__(self, preprocess: Any) -> None:
+            self.preprocess = preprocess
+
+        def __call__(self, *args: Any) -> None: ...
+
+    first, second = Wrapped(images), Wrapped(videos)
+    for _ in range(2):
+        found = [media.media_argument(processor) for processor in (images, videos, first, second)]
+        assert found == ["images", "videos", "images", "videos"]
+    with pytest.raises(ArgumentError, match="names no argument"):
+        media.media_argument(lambda *args: None)

@@ -216,6 +216,17 @@ def test_counting_function_that_miscounts(counts: object) -> None:
         call(processor, [images(1), images(2)], ["<vision>", "<vision><vision>"])
 
 
+def test_autocast_is_for_the_model() -> None:
+    """Spectra of sounds are bit for bit what they are without it."""
+    _, processor = parts.three_modalities()
+    given = {"audio": {"raw_speech": [parts.sound(8000)], "sampling_rate": 16000}}
+    expected = processor(given, {"text": "<audio>"}, return_tensors="pt")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = processor(given, {"text": "<audio>"}, return_tensors="pt")
+    assert torch.equal(found["input_features"], expected["input_features"])
+    assert found["input_features"].dtype == torch.float32
+
+
 # --- pairing ----------------------------------------------------------------------------------------------------------
 
 

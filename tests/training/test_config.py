@@ -83,7 +83,7 @@ def test_entries_of_lists_can_be_overridden() -> None:
         ("trains: {language_model: froozen}\n", [], r"trains.language_model.mode: must be 'frozen', 'full'.*'froozen'"),
         ("trains: {language_model: {lora: {r: 1}}}\n", [], r"language_model.lora: is for mode lora, found mode 'full'"),
         ("trains: {language_model: partial}\n", [], r"partial needs last_layers, norms, new_rows or parameters"),
-        ("data: {train: {source: digit, split: train}}\n", [], r"line 3: data.train: .*'digits', 'llava'"),
+        ("data: {train: {source: digit, split: train}}\n", [], r"line 3: data.train: .*'digits', 'digits_and_tones'"),
         ("data: {train: {source: digits, split: dev}}\n", [], r"line 3: data.train.split: must be 'train'"),
         ("run: {overwrite: true, resume: true}\n", [], r"run.resume: cannot go on from a run that is overwritten"),
         ("run: [\n", [], "is no YAML"),

@@ -91,7 +91,8 @@ def test_accumulation_changes_nothing(micro: int) -> None:
 def test_the_loss_is_the_mean_over_labelled_tokens() -> None:
     """Against log-probabilities of the labelled tokens, taken one by one from the logits of a whole batch, 1e-5."""
     loop = make(2)
-    batch = next(Batches(toy.Colours(), loop.batches._steps._collator, 8)).micro_batches[0]
+    _, collator = toy.model_and_collator()
+    batch = next(Batches(toy.Colours(), collator, 8)).micro_batches[0]
     with torch.no_grad():
         logits = loop.model(**batch, output_logits=True).logits.log_softmax(-1)
     scores = [

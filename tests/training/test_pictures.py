@@ -4,6 +4,7 @@ import builtins
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from cornstarch.training import pictures
 from cornstarch.training.pictures import Answered, Panel
+from cornstarch.training.spectrograms import spectrogram
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -73,6 +75,28 @@ def test_any_number_of_panels(tmp_path: Path, count: int) -> None:
     picture = pixels(path)
     inches = -(-count // 4) * pictures._PANEL_HEIGHT + pictures._HEADER + pictures._MARGIN
     assert picture.shape[0] == pytest.approx(inches * pictures._DPI, abs=1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_sound_is_drawn_within_its_panel(tmp_path: Path) -> None:
+    """Beside the image, in a taller panel; what is loud is bright."""
+    path = tmp_path / "sheet.png"
+    times = np.arange(16_000) / 16_000
+    sound = spectrogram(np.sin(2 * np.pi * 1000 * times) * (times > 0.5), 16_000, 600, 1600)
+    heard = replace(panel(found="WWWWWWWWWWWWWW", questions=1), sound=sound)
+    pictures.draw_predictions(path, [heard], "")
+    picture = pixels(path)
+    inches = pictures._HEARD_HEIGHT + pictures._HEADER + pictures._MARGIN
+    assert picture.shape[0] == pytest.approx(inches * pictures._DPI, abs=1)
+    edge = round((pictures._MARGIN + pictures._PANEL_WIDTH) * pictures._DPI)
+    assert (picture[:, edge + 3 :] == 255).all()
+    # The sound's box, measured from the panel's corner; its loudest row is in the middle, in the second half.
+    corner = (pictures._HEADER + 0.17, pictures._MARGIN + 0.17 + pictures._IMAGE + 0.13 + pictures._LABEL)
+    top, left = (round(place * pictures._DPI) for place in corner)
+    box = picture[top : top + round(pictures._IMAGE * pictures._DPI), left:][:, : round(1.4 * pictures._DPI)]
+    bright = box.astype(float).sum(-1)[4:-4, 4:-4]  # without the edges, which rounding may move
+    assert bright[:, bright.shape[1] * 3 // 4].argmax() == pytest.approx(bright.shape[0] * 0.6, abs=4)
+    assert bright[:, bright.shape[1] // 4].max() < 50
 
 
 @pytest.mark.filterwarnings("error")

@@ -36,9 +36,10 @@ def test_every_kind_of_source(folder: Path) -> None:
     """Keys reach the source; the config that a run writes has them again."""
     row = {"image": "0.png", "text": "A.", "messages": [{"role": "user", "content": "a"}]}
     row["conversations"] = [{"from": "human", "value": "<image>b"}]
+    row["texts"] = [{"user": "a", "assistant": "b"}]
     path = folder / "all.json"
     path.write_text(json.dumps([row]))
-    for source in ("llava", "sharegpt", "messages", "caption"):
+    for source in ("llava", "sharegpt", "messages", "cauldron", "caption"):
         entry = {"source": source, "path": str(path), "columns": {"image": "image"}}
         read = config({"train": entry | ({"prompt": "What?"} if source == "caption" else {})})
         assert parse_config(to_yaml(read)) == read
@@ -46,6 +47,18 @@ def test_every_kind_of_source(folder: Path) -> None:
         assert isinstance(made, RowSource)
         if source != "messages":  # whose message has no place for the image
             assert next(iter(made.sample(0, CHANCE).media)) == ("image", str(folder / "0.png"))
+
+
+def test_media_alone(folder: Path) -> None:
+    """A config's choice reaches the source."""
+    rows = [{"image": "0.png", "conversations": [{"from": "human", "value": "<image>\nb"}]}]
+    (folder / "talk.json").write_text(json.dumps(rows))
+    for both in (True, False):
+        entry = {"source": "llava", "path": str(folder / "talk.json"), "text_beside_media": both}
+        read = config({"train": entry})
+        assert parse_config(to_yaml(read)) == read
+        parts = make_source(read.data.train).sample(0, CHANCE).messages[0]["content"]
+        assert [part["type"] for part in parts] == ["image", "text"][: 1 + both]
 
 
 def test_a_mixture(folder: Path) -> None:
@@ -62,6 +75,10 @@ def test_a_mixture(folder: Path) -> None:
     [
         ({"train": {"source": "caption", "pth": "a"}}, "data.train.pth: there is no such field; did you mean 'path'"),
         ({"train": {"source": "llava", "path": "a", "prompt": "b"}}, "prompt: is for caption and transcript"),
+        (
+            {"train": {"source": "caption", "path": "a", "prompt": "b", "text_beside_media": False}},
+            "prompt: stands beside a medium, and `text_beside_media: false` leaves such text out",
+        ),
         ({"train": {"source": "csv", "path": "a"}}, "'digits'.*'llava'.*'mixture'"),
         ({"train": {"source": "mixture", "sources": []}}, "sources: at least one"),
         (

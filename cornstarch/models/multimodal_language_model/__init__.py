@@ -9,6 +9,7 @@ from cornstarch.models.multimodal_language_model.callbacks import (
     OutputHiddenStates,
     PixelShuffle,
     SelectFeatures,
+    StackRows,
 )
 from cornstarch.models.multimodal_language_model.concatenated_processing import ConcatenatedProcessor
 from cornstarch.models.multimodal_language_model.concatenation import ConcatenatedEncoders
@@ -57,6 +58,7 @@ __all__ = [
     "RotaryPositions",
     "SelectFeatures",
     "SplitTiles",
+    "StackRows",
     "TiledPictures",
     "UnpadImages",
     "export_to_hf",

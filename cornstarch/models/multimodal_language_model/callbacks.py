@@ -228,6 +228,48 @@ class PixelShuffle:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StackRows:
+    """A `postprocess_module_callback` that puts neighbouring rows of a sequence side by side, into one wider row.
+
+    As between the encoders and the language models of SLAM-ASR (https://arxiv.org/abs/2402.08846) and Ultravox: what
+    `PixelShuffle` is for a map. A last window that lacks rows is filled up with zeros.
+
+    Attributes:
+        size: rows that become one, of so many times the width.
+    """
+
+    size: int
+    takes_lists: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ArgumentError(f"StackRows needs a size of at least 1, found {self.size}")
+
+    def __call__(self, inputs: dict[str, Any], output: Any) -> Any:
+        """Put rows together.
+
+        Args:
+            inputs: the encoder's arguments; not used.
+            output: hidden states (N, T, width), a list of (T_i, width), or what holds `last_hidden_state`.
+
+        Returns:
+            The same as (N, T / size rounded up, width * size).
+        """
+        rows = getattr(output, "last_hidden_state", output)
+        if isinstance(rows, list):
+            return [self._stack(one) for one in rows]
+        return self._stack(rows)
+
+    def output_width(self, width: int) -> int:
+        """The width of the rows it returns, of rows of `width`."""
+        return width * self.size
+
+    def _stack(self, rows: Tensor) -> Tensor:
+        whole = functional.pad(rows, (0, 0, 0, -rows.shape[-2] % self.size))
+        return whole.reshape(*rows.shape[:-2], whole.shape[-2] // self.size, rows.shape[-1] * self.size)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Chain:
     """Callbacks one after the other, in the place of one.
 
@@ -295,6 +337,7 @@ CALLBACKS: dict[str, Callable[..., Any]] = {
     "select_features": SelectFeatures,
     "average_pool": AveragePool,
     "pixel_shuffle": PixelShuffle,
+    "stack_rows": StackRows,
     "split_tiles": SplitTiles,
     "join_tiles": JoinTiles,
     "unpad_images": UnpadImages,

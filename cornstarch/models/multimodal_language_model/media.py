@@ -1,6 +1,8 @@
 """1a. Media as callers give them -> a flat list of inputs, and how many belong to each sample."""
 
+import contextlib
 import inspect
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +26,8 @@ _KINDS = {
 }
 # How many axes one input has at most, as an array.
 _ARRAY_AXES = {"image": 3, "audio": 1, "video": 4}
+# Processor or method -> its arguments, as long as it lives.
+_known_arguments: weakref.WeakKeyDictionary[Any, tuple[str, ...]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +65,26 @@ class Media:
 
 def media_argument(processor: Any) -> str:
     """The name of a processor's first argument, by which it takes media."""
-    for method in (processor, getattr(processor, "preprocess", None)):
-        if method is None:
-            continue
-        for parameter in inspect.signature(method).parameters.values():
-            if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
-                return parameter.name
-    raise ArgumentError(f"{type(processor).__name__} names no argument by which it takes media")
+    names = _arguments(processor)
+    if not names and getattr(processor, "preprocess", None) is not None:
+        names = _arguments(processor.preprocess)
+    if not names:
+        raise ArgumentError(f"{type(processor).__name__} names no argument by which it takes media")
+    return names[0]
+
+
+def _arguments(callee: Any) -> tuple[str, ...]:
+    """Names of the arguments of a processor or a method that are no `*args` or `**kwargs`, remembered.
+
+    They are asked for several times a sample, and reading a signature takes longer than tokenising a sentence.
+    """
+    with contextlib.suppress(KeyError, TypeError):  # a TypeError for what cannot be remembered
+        return _known_arguments[callee]
+    parameters = inspect.signature(callee).parameters.values()
+    names = tuple(parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD)
+    with contextlib.suppress(TypeError):
+        _known_arguments[callee] = names
+    return names
 
 
 def kind_of(processor: Any) -> str:
@@ -107,6 +124,8 @@ def read(key: str, processor: Any, given: Any, shared: dict[str, Any], limits: M
     if kind == "video":
         items = [_open_video(key, index, item, limits) for index, item in enumerate(items)]
     options = {name: value for name, value in {**shared, **given}.items() if name != argument}
+    if kind == "audio" and rate is not None and "sampling_rate" in _arguments(processor):
+        options.setdefault("sampling_rate", rate)  # sounds have it by now; without it, processors warn at every call
     return Media(argument=argument, items=items, per_sample=per_sample, options=options)
 
 

@@ -235,7 +235,9 @@ class MultimodalProcessor:
 
     def _process(self, key: str, arguments: dict[str, Any]) -> Any:
         rule = self.rules[key]
-        outputs = self.encoder_processors[key](**{**rule.arguments, **arguments, "return_tensors": "pt"})
+        # Checks may run under autocast, which would have a processor's own products (spectra) in bfloat16 too.
+        with torch.autocast("cpu", enabled=False):
+            outputs = self.encoder_processors[key](**{**rule.arguments, **arguments, "return_tensors": "pt"})
         return {rule.renamed.get(name, name): value for name, value in outputs.items()} if rule.renamed else outputs
 
     def _taken(self, key: str, outputs: Any) -> dict[str, Any]:

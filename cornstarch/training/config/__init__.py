@@ -6,6 +6,7 @@ The docstring under a field is what `cornstarch train --help` says about it. Not
 from cornstarch.training.config.checking import NO_SUCH_FIELD, FieldError, problems
 from cornstarch.training.config.data import (
     DataConfig,
+    DigitsAndTonesConfig,
     DigitsConfig,
     LimitsConfig,
     LlavaConfig,
@@ -40,6 +41,7 @@ __all__ = [
     "NO_SUCH_FIELD",
     "CallbacksConfig",
     "DataConfig",
+    "DigitsAndTonesConfig",
     "DigitsConfig",
     "EncoderConfig",
     "EvaluationConfig",

@@ -27,11 +27,34 @@ class DigitsConfig:
 
 
 @config_class
+class DigitsAndTonesConfig:
+    """The second embedded data set: questions about a handwritten digit and a telephone key that is heard with it."""
+
+    source: Literal["digits_and_tones"]
+    """Which source this is."""
+    split: Literal["train", "validation", "test"]
+    """As of `digits`; each has sounds of its own."""
+    shift: int = 0
+    """Move images by up to so many pixels, differently every epoch."""
+    blank_image: float = 0.0
+    """Share of the images that are blanked, others every epoch."""
+    blank_sound: float = 0.0
+    """Share of the sounds that are noise alone, others every epoch."""
+
+    def __post_init__(self) -> None:
+        require(self.shift >= 0, "shift", f"a number of pixels, found {self.shift}")
+        for name in ("blank_image", "blank_sound"):
+            share = getattr(self, name)
+            require(0 <= share <= 1, name, f"is a share from 0 to 1, found {share}")
+
+
+@config_class
 class RowsConfig:
     """Conversations in files, in folders or on the hub."""
 
-    source: Literal["sharegpt", "messages", "caption", "transcript"]
-    """How rows are read: conversations as ShareGPT or OpenAI write them, images with texts, sounds with texts."""
+    source: Literal["sharegpt", "messages", "cauldron", "caption", "transcript"]
+    """How rows are read: conversations as ShareGPT, OpenAI or The Cauldron write them, images with texts, sounds with
+    texts."""
     path: str
     """A file (.json, .jsonl, .parquet, .arrow, .tar), several by a pattern (`a-*.tar`), a folder that a data set was
     saved to, or a name on the hub."""
@@ -41,6 +64,9 @@ class RowsConfig:
     """What the rows call a field of the format, such as `image: picture`."""
     prompt: str = ""
     """Of caption and transcript: what is asked besides the medium."""
+    text_beside_media: bool = True
+    """Keep the text of a question that comes with media. Without it such a question is its media alone, as in the first
+    stage of LLaVA."""
     split: str = "train"
     """Of a data set with several."""
     name: str | None = None
@@ -63,6 +89,8 @@ class RowsConfig:
         numbered = self.leave_out is None or not self.streaming
         require(numbered, "leave_out", "a stream's samples have no numbers; use bad_samples: skip")
         require(pair or not self.prompt, "prompt", f"is for caption and transcript, found source {self.source!r}")
+        both = bool(self.prompt) and not self.text_beside_media
+        require(not both, "prompt", "stands beside a medium, and `text_beside_media: false` leaves such text out")
 
 
 @config_class
@@ -73,7 +101,9 @@ class LlavaConfig(RowsConfig):
     """How rows are read: conversations as LLaVA's files have them."""
 
 
-OneSourceConfig = Annotated[DigitsConfig | LlavaConfig | RowsConfig, Field(discriminator="source")]
+OneSourceConfig = Annotated[
+    DigitsConfig | DigitsAndTonesConfig | LlavaConfig | RowsConfig, Field(discriminator="source")
+]
 
 
 @config_class
@@ -102,7 +132,9 @@ class MixtureConfig:
         require(positive, "weights", f"each above 0, found {weights}")
 
 
-SourceConfig = Annotated[DigitsConfig | LlavaConfig | RowsConfig | MixtureConfig, Field(discriminator="source")]
+SourceConfig = Annotated[
+    DigitsConfig | DigitsAndTonesConfig | LlavaConfig | RowsConfig | MixtureConfig, Field(discriminator="source")
+]
 
 
 @config_class
@@ -137,7 +169,7 @@ class DataConfig:
     test: SourceConfig | None = None
     """What `cornstarch eval` asks about; validation if left out."""
     template: str | None = None
-    """Chat template: plain, vicuna, or a Jinja file. The tokenizer's own if left out, plain if it has none."""
+    """Chat template: plain, vicuna, vicuna_v1, or a Jinja file. The tokenizer's own if left out, else plain."""
     turns: Literal["all", "last"] = "all"
     """Which of the assistant's turns are trained on."""
     max_length: int | None = None

@@ -59,6 +59,14 @@ class TrainingConfig:
     """Samples per optimizer step."""
     micro_batch_size: int | None = None
     """Samples on the device at once; `batch_size` if left out. Fewer need less memory and change no numbers."""
+    micro_batch_positions: int | None = None
+    """Positions on the device at once, padding included. The samples of a step are put together by length, as many at a
+    time as fit: less padding, and a bound on memory that holds for the longest samples too. Changes no numbers."""
+    micro_batch_media: int | None = None
+    """Images, sounds and videos on the device at once; samples are put together as with `micro_batch_positions`."""
+    length_window: int = 1
+    """Steps that share out their samples by length, for less padding: 16, say. Which samples meet in a step is another
+    then. Their samples are held in memory, in every worker."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of matrix products (autocast); weights keep their own dtype."""
     gradient_checkpointing: bool = False
@@ -76,7 +84,8 @@ class TrainingConfig:
         one = (self.steps is None) != (self.epochs is None)
         require(one, "steps", f"give `steps` or `epochs`, one of them; found {self.steps} and {self.epochs}")
         require(0 <= self.seed < 2**63, "seed", f"must be from 0 to 2**63 - 1, found {self.seed}")
-        for name in ("steps", "epochs", "batch_size", "micro_batch_size", "threads"):
+        sizes = ("batch_size", "micro_batch_size", "micro_batch_positions", "micro_batch_media", "length_window")
+        for name in ("steps", "epochs", *sizes, "threads"):
             value = getattr(self, name)
             require(value is None or value > 0, name, f"must be above 0, found {value}")
 

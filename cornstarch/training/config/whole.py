@@ -49,6 +49,8 @@ class TrainConfig:
         stream = isinstance(self.data.train, RowsConfig) and self.data.train.streaming
         if stream and self.training.steps is None:
             raise FieldError(("training", "steps"), "must be given: nobody knows how long a stream is, found epochs")
+        if stream and self.training.length_window > 1:
+            raise FieldError(("training", "length_window"), "steps of a stream cannot share out samples; must be 1")
         if self.run.best_by == "eval_exact_match" and not self.evaluation.generate:
             raise FieldError(("run", "best_by"), "eval_exact_match needs evaluation.generate: true")
         quantized = self.model.language_model is not None and self.model.language_model.quantization is not None

@@ -1,0 +1,112 @@
+"""4c. Which samples go to the device together: those of a step by length, within a budget. Pure functions of sizes."""
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cornstarch.errors import ArgumentError
+
+_ONE = {"samples": "sample", "positions": "position", "media": "medium"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """What a sample takes.
+
+    Attributes:
+        positions: in the language model.
+        media: images, sounds and videos.
+    """
+
+    positions: int
+    media: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a micro-batch may take at most; None where there is no limit.
+
+    Attributes:
+        samples: of it.
+        positions: of it, padding included: samples times the longest of them.
+        media: images, sounds and videos of its samples.
+    """
+
+    samples: int | None = None
+    positions: int | None = None
+    media: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "positions", "media"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ArgumentError(f"a micro-batch has at least one {_ONE[name]}, found {value}")
+
+    @property
+    def is_by_length(self) -> bool:
+        """Whether sizes have to be known to keep to it."""
+        return self.positions is not None or self.media is not None
+
+    def excess(self, size: Size) -> str | None:
+        """What a single sample takes too much of, in words; None if it fits."""
+        for name in ("positions", "media"):
+            found, limit = getattr(size, name), getattr(self, name)
+            if limit is not None and found > limit:
+                return f"it takes {found} {name}, and a micro-batch may have {limit} (training.micro_batch_{name})"
+        return None
+
+    def groups(self, sizes: Sequence[Size]) -> list[list[int]]:
+        """Put samples together, the longest first, each group as large as the budget lets it be.
+
+        Of all ways to cut the samples in order of their lengths this has the fewest groups: one that begins with a
+        shorter sample can never end earlier.
+
+        Args:
+            sizes: of each sample, none above the budget.
+
+        Returns:
+            Indices of samples; samples of one length stay in their order.
+        """
+        groups: list[list[int]] = []
+        media = 0
+        for index in sorted(range(len(sizes)), key=lambda index: -sizes[index].positions):
+            media += sizes[index].media
+            if not groups or not self._holds(len(groups[-1]) + 1, sizes[groups[-1][0]].positions, media):
+                groups.append([])
+                media = sizes[index].media
+            groups[-1].append(index)
+        return groups
+
+    def _holds(self, samples: int, longest: int, media: int) -> bool:
+        found = {"samples": samples, "positions": samples * longest, "media": media}
+        return all(limit is None or found[name] <= limit for name, limit in vars(self).items())
+
+
+def steps_of_like_length(lengths: Sequence[int], size: int, chance: random.Random) -> list[list[int]]:
+    """Put the samples of several steps together anew, so that those of a step are about as long as each other.
+
+    Args:
+        lengths: of each sample, in positions; 0 for one that cannot be used.
+        size: samples a step; one of the steps has what is left over.
+        chance: decides the order of steps, so that lengths do not fall along it.
+
+    Returns:
+        Indices of the samples of every step, in the order of the steps; within a step in their own.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    rest = [len(order) % size] if len(order) % size else []
+
+    def cut(before: int) -> list[list[int]]:
+        """With the smaller step, if there is one, behind so many others."""
+        sizes = [*[size] * before, *rest, *[size] * (len(order) // size - before)]
+        ends = itertools.accumulate(sizes)
+        return [sorted(order[end - number : end]) for end, number in zip(ends, sizes, strict=True)]
+
+    steps = min(map(cut, range(len(order) // size + 1)), key=lambda steps: _padded(steps, lengths))
+    chance.shuffle(steps)
+    return steps
+
+
+def _padded(steps: Sequence[Sequence[int]], lengths: Sequence[int]) -> int:
+    return sum(len(step) * max(lengths[index] for index in step) for step in steps)
