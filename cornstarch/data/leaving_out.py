@@ -69,7 +69,7 @@ class LeftOut:
         except OSError as error:
             raise ArgumentError(f"leave_out: {file} cannot be read: {error}") from error
         except (KeyError, TypeError, ValueError) as error:
-            raise ArgumentError(f"leave_out: {file} is no list that `cornstarch data check` wrote: {error!r}") from error
+            raise ArgumentError(f"leave_out: `cornstarch data check` did not write {file}: {error!r}") from error
         if found is None:
             raise ArgumentError(f"leave_out: {file} is of version {values['version']}, expected {VERSION}")
         wanted = (path, format, split)

@@ -182,11 +182,11 @@ class Steps(Dataset[Any]):
             return
         name, error = found
         if self._policy == "stop":
-            raise _named(error, name)
+            raise named(error, name)
         other = self._stand_in(place) if self._policy == "replace" else None
         replaced_by = other.sample.name if other is not None else None
         if self._policy == "replace" and other is None:
-            raise _named(error, f"{name} (and nothing can take its place, {_MOST_REPLACED} that follow are bad too)")
+            raise named(error, f"{name} (and nothing can take its place, {_MOST_REPLACED} that follow are bad too)")
         bad.append(BadSample(name=name, kind=type(error).__name__, reason=str(error), replaced_by=replaced_by))
         if other is not None:
             yield other
@@ -212,19 +212,19 @@ class Steps(Dataset[Any]):
         except Exception as error:
             if self._policy == "stop" and not isinstance(error, CornstarchError):
                 raise
-            return _name_in(error, name), error
+            return name_in(error, name), error
         return Collated(sample, batch)
 
     def _check(self, sample: Sample, batch: BatchFeature | None) -> None:
         """Refuse a sample for what a batch of it alone is like."""
 
 
-def _name_in(error: Exception, name: str) -> str:
+def name_in(error: Exception, name: str) -> str:
     """The name of a sample that could not even be read: what its error begins with."""
     return str(error).partition(": ")[0] if name.startswith("sample ") and ": " in str(error) else name
 
 
-def _named(error: Exception, name: str) -> Exception:
+def named(error: Exception, name: str) -> Exception:
     """An error that says which sample it is about."""
     if str(error).startswith(name) or not isinstance(error, _NAMED):
         return error

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from cornstarch.data import (
+    Budget,
     DigitsAndTonesSource,
     DigitsSource,
     MixtureSource,
@@ -55,6 +56,7 @@ from cornstarch.training.config import (
     RowsConfig,
     SourceConfig,
     TowerConfig,
+    TrainingConfig,
 )
 
 BYTES = "bytes"  # the tokenizer that the package makes
@@ -238,6 +240,13 @@ def make_stream(config: RowsConfig) -> StreamSource:
 def _row_options(config: RowsConfig) -> dict[str, Any]:
     names = ("media", "columns", "prompt", "text_beside_media", "split", "name", "revision", "frames_per_second")
     return {name: getattr(config, name) for name in names}
+
+
+def make_budget(config: TrainingConfig) -> Budget:
+    """What is on the device at once."""
+    return Budget(
+        samples=config.micro_batch_size, positions=config.micro_batch_positions, media=config.micro_batch_media
+    )
 
 
 def make_limits(config: LimitsConfig) -> MediaLimits:

@@ -7,9 +7,12 @@ backward.
 """
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from cornstarch.data.budgets import Budget, Size, steps_of_like_length
 
 Passes = Literal["trains", "passes", "forward"]
 
@@ -46,12 +49,14 @@ class Length:
         labelled: tokens that carry loss.
         features: modality key to positions that its inputs take.
         seconds: to prepare it.
+        media: images, sounds and videos of it.
     """
 
     positions: int
     labelled: int
     features: Mapping[str, int]
     seconds: float
+    media: int = 0
 
 
 def forecast(
@@ -59,7 +64,9 @@ def forecast(
     order: Sequence[int],
     *,
     batch_size: int,
-    micro_batch_size: int,
+    budget: Budget,
+    length_window: int = 1,
+    seed: int = 0,
     steps: int | None,
     epochs: float | None,
     parts: Sequence[PartWork] = (),
@@ -75,7 +82,9 @@ def forecast(
         order: indices of an epoch, as training takes them. Places of samples that were not looked at are taken to be
             like the others.
         batch_size: samples a step.
-        micro_batch_size: samples in one batch.
+        budget: of a micro-batch.
+        length_window: steps that share out their samples by length.
+        seed: of the order.
         steps: of the run, or `epochs`.
         epochs: of the run.
         parts: of the model.
@@ -90,7 +99,8 @@ def forecast(
     seen = [index for index in order if index in lengths]
     scale = len(order) / max(1, len(seen))
     used = [length for index in seen if (length := lengths[index]) is not None]
-    padded, taken = _padded(lengths, seen, batch_size, micro_batch_size)
+    batches = _micro_batches(lengths, seen, batch_size, budget, length_window, seed)
+    padded = sum(len(batch) * max(length.positions for length in batch) for batch in batches)
     positions, labelled = sum(length.positions for length in used), sum(length.labelled for length in used)
     steps_per_epoch = -(-len(order) // batch_size)
     total = steps if steps is not None else max(1, math.ceil((epochs or 0) * steps_per_epoch - 1e-9))
@@ -107,10 +117,13 @@ def forecast(
         },
         "padding": {
             "batch_size": batch_size,
-            "micro_batch_size": micro_batch_size,
+            "micro_batch_size": budget.samples,
+            "micro_batch_positions": budget.positions,
+            "micro_batch_media": budget.media,
+            "length_window": length_window,
             "padded_positions_per_epoch": round(padded * scale),
             "share": 1 - positions / padded if padded else 0.0,
-            "micro_batches": round(taken * scale),
+            "micro_batches": round(len(batches) * scale),
         },
         "steps_per_epoch": steps_per_epoch,
         "steps": total,
@@ -126,18 +139,39 @@ def forecast(
     return values
 
 
-def _padded(
-    lengths: Mapping[int, Length | None], seen: Sequence[int], batch_size: int, micro_batch_size: int
-) -> tuple[int, int]:
-    """Positions of all micro-batches of an epoch with their padding, and how many micro-batches there are."""
-    padded, taken = 0, 0
-    for step in range(0, len(seen), batch_size):
-        places = seen[step : step + batch_size]
-        for start in range(0, len(places), micro_batch_size):
-            found = [length for index in places[start : start + micro_batch_size] if (length := lengths[index])]
-            padded += len(found) * max((length.positions for length in found), default=0)
-            taken += bool(found)
-    return padded, taken
+def _micro_batches(
+    lengths: Mapping[int, Length | None],
+    seen: Sequence[int],
+    batch_size: int,
+    budget: Budget,
+    length_window: int,
+    seed: int,
+) -> list[list[Length]]:
+    """The samples of every micro-batch of the first epoch, put together as in training."""
+    batches = []
+    for first in range(0, len(seen), batch_size * length_window):
+        places = seen[first : first + batch_size * length_window]
+        steps = [
+            list(range(start, min(start + batch_size, len(places)))) for start in range(0, len(places), batch_size)
+        ]
+        if len(places) > batch_size:  # a window
+            sizes = [length.positions if (length := lengths[index]) else 0 for index in places]
+            chance = random.Random(f"lengths {seed} 0 {first // batch_size}")
+            steps = steps_of_like_length(sizes, batch_size, chance)
+        for step in steps:
+            found = [lengths[places[place]] for place in step]
+            batches += _groups(found, budget, by_length=budget.is_by_length or length_window > 1)
+    return batches
+
+
+def _groups(step: Sequence[Length | None], budget: Budget, *, by_length: bool) -> list[list[Length]]:
+    if by_length:
+        used = [length for length in step if length is not None]
+        sizes = [Size(positions=length.positions, media=length.media) for length in used]
+        return [[used[place] for place in group] for group in budget.groups(sizes)]
+    size = budget.samples or len(step)
+    cut = (step[start : start + size] for start in range(0, len(step), size))
+    return [found for part in cut if (found := [length for length in part if length is not None])]
 
 
 def _compute(

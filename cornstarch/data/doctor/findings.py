@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cornstarch.data.budgets import Budget, Size
 from cornstarch.data.collation import Collator
 from cornstarch.data.doctor.kinds import Finding, kind_of, remarks_on
 from cornstarch.data.files import RowSource
@@ -39,6 +40,7 @@ class Seen:
         images: width and height of each.
         sounds: seconds of each.
         videos: frames of each.
+        media: how many there are in all.
         seconds: that it took to read, decode and collate.
         digest: of its conversation and media; None if it cannot be used.
     """
@@ -52,6 +54,7 @@ class Seen:
     images: tuple[tuple[int, int], ...] = ()
     sounds: tuple[float, ...] = ()
     videos: tuple[int, ...] = ()
+    media: int = 0
     seconds: float = 0.0
     digest: bytes | None = None
 
@@ -69,10 +72,20 @@ class Examiner:
         collator: as training has it; its processor's limits hold.
         seed: of what the source varies.
         made_for: positions that the language model was made for; None if nobody knows.
+        budget: of a micro-batch.
     """
 
-    def __init__(self, source: Source, collator: Collator, *, seed: int = 0, made_for: int | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        collator: Collator,
+        *,
+        seed: int = 0,
+        made_for: int | None = None,
+        budget: Budget | None = None,
+    ) -> None:
         self._source, self._collator, self._seed, self._made_for = source, collator, seed, made_for
+        self._budget = budget or Budget()
         self._whole = Collator(collator.processor, None, collator.turns)
         self._whole.most_positions = None
 
@@ -133,6 +146,10 @@ class Examiner:
             raise _Found(sample.name, (*wrong, *findings)) from error
         if self._made_for is not None and positions > self._made_for:
             findings.append(Finding("beyond_positions", f"{positions:,} positions, it was made for {self._made_for:,}"))
+        media_of_it = sum(1 for _ in sample.media)
+        excess = self._budget.excess(Size(positions=positions, media=media_of_it))
+        if excess is not None:
+            raise _Found(sample.name, (Finding("above_budget", excess), *findings))
         ids, token_ids = batch["input_ids"][0], self._collator.processor.token_ids
         return replace(
             seen,
@@ -143,6 +160,7 @@ class Examiner:
             images=tuple(found.images),
             sounds=tuple(found.sounds),
             videos=tuple(found.videos),
+            media=media_of_it,
             digest=_digest(decoded.messages),
         )
 
@@ -170,11 +188,12 @@ class Examiner:
             found.note(item, media.kind_of(own), getattr(own, "sampling_rate", None))
             return {**part, kind: item}
 
-        messages = tuple(
-            message if isinstance(message["content"], str) else {**message, "content": list(map(decoded, message["content"]))}
-            for message in sample.messages
-        )
-        return replace(sample, messages=messages), found
+        messages = []
+        for message in sample.messages:
+            content = message["content"]
+            parts = content if isinstance(content, str) else [decoded(part) for part in content]
+            messages.append({**message, "content": parts})
+        return replace(sample, messages=tuple(messages)), found
 
 
 class _Found(Exception):

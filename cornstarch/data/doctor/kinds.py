@@ -62,9 +62,12 @@ KINDS = {
     "unknown_role": _error("a turn is of a role that is none", "name it user, assistant or system"),
     # conversations
     "no_turns": _error("a conversation without turns", "leave it out"),
-    "unlabelled": _error("no token is labelled: no answer, or it was cut off", "raise data.max_length, or leave it out"),
+    "unlabelled": _error(
+        "no token is labelled: no answer, or it was cut off", "raise data.max_length, or leave it out"
+    ),
     "refused_by_template": _error("the chat template does not write such a conversation", "see docs/data-labels.md"),
     "too_long": _error("more positions than the language model has", "set data.max_length"),
+    "above_budget": _error("more than a micro-batch may have", "raise training.micro_batch_positions or _media"),
     "mark_in_text": _error("the text holds the mark of an input", "take it out of the text"),
     "mark_without_medium": _error("more marks than media", "add the medium, or take the mark out"),
     "medium_without_mark": _error("more media than marks", "add the mark, or take the medium out"),
@@ -87,7 +90,7 @@ KINDS = {
     "duplicate": _warning("the same conversation about the same media as another", "leave it out (--also duplicate)"),
     "empty_answer": _warning("an answer without text", "leave it out, unless silence is to be learnt"),
     "mark_as_text": _warning("<image>, <audio> or <video> stands there and means nothing", "is a medium missing?"),
-    "replacement_character": _warning("U+FFFD stands where a character was lost", "read the original with its encoding"),
+    "replacement_character": _warning("U+FFFD stands where a character was lost", "read the original's encoding"),
     "mojibake": _warning("text that was read in a wrong encoding, such as Ã© for é", "read the original as UTF-8"),
     "control_characters": _warning("NUL or control characters in the text", "take them out"),
     "silent_sound": _warning("a sound that is silent throughout", "is the recording right?"),
@@ -150,7 +153,10 @@ _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 # UTF-8 that was read as Windows-1252 or Latin-1. Without quotes, dashes and the ellipsis behind a capital: people write
 # "AMANHÃ…" and "CAFÉ”".
 _MOJIBAKE = re.compile(
-    "[ÃÂ][\u0080-\u00aa\u00ac-\u00ba\u00bc-\u00bf]|Ã[»«€‚ƒ„†‡ˆ‰Š‹ŒŽ•˜™š›œžŸ]|â€.|â\u0080[\u0080-\u00bf]|ï»¿|ðŸ|ð\u009f"
+    "[ÃÂ][\u0080-\u00aa\u00ac-\u00ba\u00bc-\u00bf]"
+    "|Ã[\u00bb\u00ab\u20ac\u201a\u0192\u201e\u2020\u2021\u02c6\u2030\u0160"
+    "\u2039\u0152\u017d\u2022\u02dc\u2122\u0161\u203a\u0153\u017e\u0178]"
+    "|â€.|â\u0080[\u0080-\u00bf]|ï»¿|ðŸ|ð\u009f"
     "|(?:[ÐÑ][\u0080-\u00bf]){2,}"
 )
 _MARK = re.compile("<(?:image|audio|video)>")

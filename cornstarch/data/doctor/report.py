@@ -70,6 +70,7 @@ def summary_of(source: Source, scan: Scan, bad: Sequence[dict[str, Any]]) -> dic
     return {
         "sources": [{"source": _path(part), "samples": len(part)} for part in parts_of(source)],
         "checked": len(scan.seen),
+        "chosen": scan.of,
         "of": number_of(source),
         "partial": scan.is_partial,
         "usable": usable,

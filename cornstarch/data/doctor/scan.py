@@ -1,4 +1,4 @@
-"""5c. Many samples in worker processes: none that dies, and nothing that a sample raises, stops or delays the others."""
+"""5c. Many samples in worker processes: nothing that a sample raises, and none that dies, stops the others."""
 
 import multiprocessing
 import os
