@@ -104,6 +104,13 @@ def _one_channel(values: Any) -> Sound:
     samples = np.asarray(values.detach().cpu().float() if isinstance(values, Tensor) else values, dtype=np.float32)
     if samples.ndim == 2:
         samples = samples.mean(axis=int(np.argmin(samples.shape)), dtype=np.float32)
+    return _finite(samples)
+
+
+def _finite(samples: Sound) -> Sound:
+    """Refuse what would make every number of a step a NaN."""
+    if not np.isfinite(samples).all():
+        raise MediaError("it has samples that are no finite numbers")
     return samples
 
 
@@ -168,4 +175,4 @@ def _with_soundfile(data: bytes, limits: MediaLimits) -> tuple[Sound, int]:
         if isinstance(error, MediaError):
             raise
         raise MediaError(str(error)) from error
-    return samples.mean(axis=1, dtype=np.float32), rate
+    return _finite(samples.mean(axis=1, dtype=np.float32)), rate
