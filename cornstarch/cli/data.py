@@ -1,4 +1,4 @@
-"""`cornstarch data WORD CONFIG.yaml ...`: looks at what a config trains on, and trains nothing; a file each word."""
+"""`cornstarch data WORD CONFIG.yaml ...`: look at what a config trains on; a file for each word."""
 
 import sys
 from collections.abc import Sequence

@@ -2,7 +2,7 @@
 
 Files stand in the order of the flow: rows, tables, shards -> media_folder, formats -> files, digits, mixtures, streams
 (the sources of samples) -> conversations -> collation, joining -> loader, steps, budgets, lengths -> batches,
-stream_batches.
+stream_batches; viewing, view (a sample as the model gets it).
 """
 
 from cornstarch.data.batches import Batches
@@ -19,6 +19,8 @@ from cornstarch.data.steps import BadSample, StepBatch, first_samples
 from cornstarch.data.stream_batches import StreamBatches
 from cornstarch.data.streams import StreamSource
 from cornstarch.data.tones import Tone, draw_tone, synthesise_tone
+from cornstarch.data.view import view_as_html, view_as_json, view_as_text
+from cornstarch.data.viewing import CutView, MediumView, PositionView, SampleView, view_sample
 from cornstarch.models.multimodal_language_model.sounds import read_audio, resample
 
 __all__ = [
@@ -27,14 +29,18 @@ __all__ = [
     "Batches",
     "Budget",
     "Collator",
+    "CutView",
     "DigitsAndTonesSource",
     "DigitsSource",
     "Example",
     "LlavaSource",
+    "MediumView",
     "MixtureSource",
     "OmniExample",
+    "PositionView",
     "RowSource",
     "Sample",
+    "SampleView",
     "Source",
     "StepBatch",
     "StreamBatches",
@@ -49,4 +55,8 @@ __all__ = [
     "resample",
     "set_template",
     "synthesise_tone",
+    "view_as_html",
+    "view_as_json",
+    "view_as_text",
+    "view_sample",
 ]

@@ -56,6 +56,11 @@ class Budget:
                 return f"it takes {found} {name}, and a micro-batch may have {limit} (training.micro_batch_{name})"
         return None
 
+    def refusal(self, name: str, size: Size) -> str | None:
+        """What is said of a sample that takes too much by itself; None if it fits."""
+        excess = self.excess(size)
+        return f"{name}: {excess}: allow more, or cut samples with data.max_length" if excess is not None else None
+
     def groups(self, sizes: Sequence[Size]) -> list[list[int]]:
         """Put samples together, the longest first, each group as large as the budget lets it be.
 

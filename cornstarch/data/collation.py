@@ -12,7 +12,10 @@ from cornstarch.data.samples import Sample
 from cornstarch.errors import ArgumentError, UnlabelledError
 from cornstarch.models.multimodal_language_model.chat_templates import end_of_turn
 from cornstarch.models.multimodal_language_model.merge import IGNORE_INDEX
+from cornstarch.models.multimodal_language_model.processed import Processed
 from cornstarch.models.multimodal_language_model.processing import MultimodalProcessor
+
+_Arguments = tuple[dict[str, dict[str, Any]], dict[str, Any]]  # of the processor: its inputs, and its text
 
 
 class Collator:
@@ -57,25 +60,14 @@ class Collator:
             ModalityMismatchError: if marks and inputs do not pair.
             MediaError: if a medium cannot be read.
         """
-        rendered = [render(self.processor, sample, turns=self.turns) for sample in samples]
-        options: dict[str, Any] = {"padding": True, "padding_side": "right"}
-        options["label_spans"] = [conversation.spans for conversation in rendered]
-        if self.max_length is not None:
-            options |= {"truncation": True, "max_length": self.max_length}
-        batch = self._process(samples, rendered, options)
+        batch = self.processor(*self._arguments(samples, self.max_length), return_tensors="pt")
         self._check_lengths(samples, batch)
         # What stands first is predicted from nothing, so it is not learnt.
         learnt = (batch["labels"][:, 1:] != IGNORE_INDEX).any(dim=1).tolist()
         places = tuple(place for place, is_learnt in enumerate(learnt) if not is_learnt)
         if places:
             name = samples[places[0]].name
-            cut = "" if self.max_length is None else f" within its first {self.max_length} positions"
-            raise UnlabelledError(
-                f"{name}: no labelled token{cut}: labels are on what the assistant says; does the conversation have an "
-                "answer, and is max_length above what stands before it?",
-                name,
-                places,
-            )
+            raise UnlabelledError(self.without_label(name), name, places)
         return batch
 
     def _check_lengths(self, samples: Sequence[Sample], batch: BatchFeature) -> None:
@@ -86,6 +78,31 @@ class Collator:
         raise ArgumentError(
             f"{samples[place].name}: it has {lengths[place]:,} positions, the language model has "
             f"{self.most_positions:,} in its table; cut samples with max_length (data.max_length)"
+        )
+
+    def look_into(self, sample: Sample, *, cut: bool = True) -> Processed:
+        """The batch of one sample and what became of each of its inputs; it need not have a label.
+
+        Args:
+            sample: the sample.
+            cut: to `max_length`; otherwise in whole.
+
+        Returns:
+            The batch that calling this with the sample returns, and its inputs.
+
+        Raises:
+            SampleError: as when called, for all but a label.
+            ModalityMismatchError: as when called.
+            MediaError: as when called.
+        """
+        return self.processor.look_into(*self._arguments([sample], self.max_length if cut else None))
+
+    def without_label(self, name: str) -> str:
+        """What is wrong with a sample of which no token is labelled, in words."""
+        cut = "" if self.max_length is None else f" within its first {self.max_length} positions"
+        return (
+            f"{name}: no labelled token{cut}: labels are on what the assistant says; does the conversation have an "
+            "answer, and is max_length above what stands before it?"
         )
 
     def prompts(self, samples: Sequence[Sample]) -> BatchFeature:
@@ -105,16 +122,24 @@ class Collator:
             MediaError: if a medium cannot be read.
         """
         rendered = [render(self.processor, _up_to_answer(sample), generate=True) for sample in samples]
-        return self._process([sample.prompt for sample in samples], rendered, {"padding": True, "padding_side": "left"})
+        options = {"padding": True, "padding_side": "left"}
+        return self.processor(*self._inputs([s.prompt for s in samples], rendered, options), return_tensors="pt")
 
     @property
     def end_of_turn(self) -> int | None:
         """The id of the token with which the chat template ends the assistant's turns; None if it has none."""
         return end_of_turn(self.processor.llm_tokenizer)
 
-    def _process(
-        self, samples: Sequence[Sample], rendered: Sequence[Rendered], options: dict[str, Any]
-    ) -> BatchFeature:
+    def _arguments(self, samples: Sequence[Sample], max_length: int | None) -> _Arguments:
+        """The processor's, for samples with labels."""
+        rendered = [render(self.processor, sample, turns=self.turns) for sample in samples]
+        options: dict[str, Any] = {"padding": True, "padding_side": "right"}
+        options["label_spans"] = [conversation.spans for conversation in rendered]
+        if max_length is not None:
+            options |= {"truncation": True, "max_length": max_length}
+        return self._inputs(samples, rendered, options)
+
+    def _inputs(self, samples: Sequence[Sample], rendered: Sequence[Rendered], options: dict[str, Any]) -> _Arguments:
         inputs: dict[str, dict[str, Any]] = {}
         for key, (argument, kinds) in self.processor.media_arguments.items():
             media = [[medium for kind, medium in sample.media if kind in kinds] for sample in samples]
@@ -124,7 +149,7 @@ class Collator:
         if any(conversation.plain for conversation in rendered):
             options["plain_spans"] = [conversation.plain for conversation in rendered]
         # A template writes the special tokens itself.
-        return self.processor(inputs, {"add_special_tokens": False, **options}, return_tensors="pt")
+        return inputs, {"add_special_tokens": False, **options}
 
 
 class Collated(NamedTuple):

@@ -101,9 +101,10 @@ class StepsByLength(Steps):
         return [*self._batches(group[:half]), *self._batches(group[half:])]
 
     def _check(self, sample: Sample, batch: BatchFeature | None) -> None:
-        excess = self._budget.excess(size_of(Collated(sample, batch))) if batch is not None else None
-        if excess is not None:
-            raise SampleError(f"{sample.name}: {excess}: allow more, or cut samples with data.max_length", sample.name)
+        size = size_of(Collated(sample, batch))
+        refusal = self._budget.refusal(sample.name, size) if batch is not None else None
+        if refusal is not None:
+            raise SampleError(refusal, sample.name)
 
 
 class Windows(Dataset[Any]):

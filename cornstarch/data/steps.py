@@ -296,6 +296,30 @@ def _first(source: Source | StreamSource, number: int | None, seed: int) -> tupl
     return Numbered(source, seed), order_of(source, seed, 0, shuffle=False)[:number]
 
 
+def place_at(source: Source | StreamSource, number: int, seed: int = 0) -> tuple[Reading, Any]:
+    """Where a sample is in a source's own order, as the first epoch has it.
+
+    Args:
+        source: the source.
+        number: of the sample, from 0.
+        seed: of what the source varies.
+
+    Returns:
+        What reads the source, and the place that it reads.
+
+    Raises:
+        ArgumentError: if there is no such sample; the message says how many there are.
+    """
+    if isinstance(source, StreamSource):
+        row = source.nth(number) if number >= 0 else None
+        if row is None:
+            raise ArgumentError(f"there is no sample {number} in {source}, a stream; they are counted from 0")
+        return source, row
+    if not 0 <= number < len(source):
+        raise ArgumentError(f"there is no sample {number}: the source has {len(source):,}, counted from 0")
+    return Numbered(source, seed), order_of(source, seed, 0, shuffle=False)[number : number + 1][0]
+
+
 def good_samples(
     source: Source | StreamSource, collator: Collator, number: int | None = None, seed: int = 0
 ) -> tuple[list[Sample], list[BadSample]]:

@@ -135,6 +135,21 @@ class StreamSource:
         """
         return self.read(iter(self.rows()), number, 0)
 
+    def nth(self, number: int) -> Streamed | None:
+        """One row, for which those before it are read and forgotten.
+
+        Args:
+            number: from 0.
+
+        Returns:
+            The row; None if the stream ends before it.
+        """
+        rows = iter(self.rows())
+        for start in range(0, number, self.window):
+            self.read(rows, min(self.window, number - start), start)
+        found = self.read(rows, 1, number)
+        return found[0] if found else None
+
     def sample(self, place: Streamed) -> Sample:
         """The conversation of a row.
 

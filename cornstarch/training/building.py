@@ -221,6 +221,25 @@ def make_source(config: SourceConfig, *, salvage: bool = False) -> Source:
     return DigitsSource(config.split, config.shift, config.blank)
 
 
+def open_source(config: SourceConfig, *, salvage: bool = False) -> Source | StreamSource:
+    """The samples that a config describes, or the stream, if it is to be one.
+
+    Args:
+        config: of a source.
+        salvage: of files that are damaged take what can be read.
+
+    Returns:
+        The source or stream.
+
+    Raises:
+        ArgumentError: if there is nothing to read.
+        ImportError: if a package that it needs is not installed.
+    """
+    if isinstance(config, RowsConfig) and config.streaming:
+        return make_stream(config)
+    return make_source(config, salvage=salvage)
+
+
 def make_stream(config: RowsConfig) -> StreamSource:
     """The stream that a config with `streaming` describes.
 

@@ -1,17 +1,13 @@
 """9. What a person should see before the first step: the parts, and a sample as the model gets it."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from cornstarch.data import Collator, Sample
+from cornstarch.data import Collator, Sample, view_as_text, view_sample
 from cornstarch.models.multimodal_language_model import MultimodalModel, anatomy, concatenation, freezing, quantized
-from cornstarch.models.multimodal_language_model.merge import IGNORE_INDEX
 from cornstarch.training.selection import parameters_of
-
-_LONGEST = 400  # characters of a sample that are shown
 
 
 def part_rows(model: MultimodalModel, groups: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
@@ -66,20 +62,8 @@ def part_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def sample_text(collator: Collator, sample: Sample) -> str:
     """A sample as the model gets it: its text with marks, how many positions each takes, and what is labelled."""
-    processor, batch = collator.processor, collator([sample])
-    ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
-    marks = {processor.token_ids[key]: token for key, token in processor.tokens.items()}
-    shown = []
-    for token_id, run in itertools.groupby(ids, key=lambda token_id: token_id if token_id in marks else None):
-        found = list(run)
-        shown.append(processor.decode(found) if token_id is None else f"{marks[token_id]} x {len(found)} ")
-    labelled = [label for label in labels if label != IGNORE_INDEX]
-    text = "".join(shown)
-    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
-    return (
-        f"first sample ({sample.name}): {len(ids)} positions, {sum(ids.count(mark) for mark in marks)} of them of "
-        f"inputs, {len(labelled)} labelled\n  reads   {text!r}\n  learns  {processor.decode(labelled)!r}"
-    )
+    view = view_sample(collator, sample)
+    return f"first sample ({view.name}): {view_as_text(view, brief=True)}"
 
 
 def _cell(value: Any) -> str:

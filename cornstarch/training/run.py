@@ -10,7 +10,6 @@ import torch
 
 from cornstarch.data import (
     Batches,
-    Budget,
     Collator,
     Sample,
     Source,
@@ -21,10 +20,11 @@ from cornstarch.data import (
 )
 from cornstarch.data.collation import labelled_batch
 from cornstarch.data.steps import broken_files, good_samples
+from cornstarch.data.viewing import refusal
 from cornstarch.errors import ArgumentError, CornstarchError, TrainingError
 from cornstarch.models.multimodal_language_model import MultimodalModel, MultimodalProcessor, anatomy, pretrained
 from cornstarch.training import building, checkpoints, pictures, report, selection
-from cornstarch.training.config import RowsConfig, SourceConfig, TrainConfig
+from cornstarch.training.config import SourceConfig, TrainConfig
 from cornstarch.training.devices import check_precision, pick_device
 from cornstarch.training.evaluation import AnswerMetric, in_evaluation_mode
 from cornstarch.training.folder import RunFolder, flat, refuse_other_config
@@ -190,9 +190,7 @@ def _prepare(config: TrainConfig) -> torch.device:
 def _source(config: SourceConfig | None, salvage: bool) -> Source | StreamSource:
     if config is None:
         raise ArgumentError("data.train must be given: there is nothing to train on")
-    if isinstance(config, RowsConfig) and config.streaming:
-        return building.make_stream(config)
-    return building.make_source(config, salvage=salvage)
+    return building.open_source(config, salvage=salvage)
 
 
 def _model(
@@ -222,11 +220,7 @@ def _model(
 
 def _batches(config: TrainConfig, source: Source | StreamSource, collator: Collator) -> Batches | StreamBatches:
     options: dict[str, Any] = {
-        "budget": Budget(
-            samples=config.training.micro_batch_size,
-            positions=config.training.micro_batch_positions,
-            media=config.training.micro_batch_media,
-        ),
+        "budget": building.make_budget(config.training),
         "seed": config.training.seed,
         "workers": config.data.workers,
         "bad_samples": config.data.bad_samples,
@@ -302,10 +296,7 @@ def _look_at(collator: Collator, samples: list[Sample], name: str, *, show: bool
     except (RuntimeError, IndexError) as error:
         if isinstance(error, CornstarchError):
             raise
-        raise ArgumentError(
-            f"{name}: an encoder refuses what its processor makes of {samples[0].name}: {error}; are the processor's "
-            "sizes those of the encoder?"
-        ) from error
+        raise ArgumentError(f"{name}: {refusal(samples[0].name, error)}") from error
     if labelled is None:
         raise TrainingError(
             f"{name}: none of the first {len(samples)} samples has a labelled token, so there is no loss that could "

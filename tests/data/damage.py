@@ -47,7 +47,6 @@ class Made:
         source: values for a config.
         wrong: entry to the kind of what is wrong with it.
         broken: files that are damaged.
-        lost: names, without the folder, of entries in damaged files that are good and cannot be read.
         folder: where it lies.
     """
 
@@ -152,6 +151,10 @@ def said(row: Row, question: str | None = None, answer: Any = None) -> Row:
     return {**row, "conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": replied}]}
 
 
+def more(row: Row, turn: Row) -> Row:
+    return {**row, "conversations": [*row["conversations"], turn]}
+
+
 def cut_line(row: Row, number: int, folder: Path) -> bytes:
     return json.dumps(row).encode()[:-9]
 
@@ -176,12 +179,6 @@ def of_sound(name: str, data: Callable[[int], bytes]) -> Damage:
 
 def of_row(change: Callable[[Row], Row | bytes]) -> Damage:
     return lambda row, number, folder: change(row)
-
-
-def one_colour() -> bytes:
-    data = io.BytesIO()
-    Image.new("RGB", (20, 14), (9, 80, 10)).save(data, "PNG")
-    return data.getvalue()
 
 
 def picture_of_colour(number: int) -> bytes:
@@ -223,8 +220,8 @@ DAMAGES += [
     ("empty_answer", of_row(lambda row: said(row, answer=""))),
     ("cut", of_row(lambda row: said(row, answer="long " * 90))),
     ("beyond_positions", lambda row, number, folder: said({"conversations": said(row)["conversations"]}, None, None)),
-    ("unknown_role", of_row(lambda row: {**row, "conversations": [*row["conversations"], {"from": "x", "value": "y"}]})),
-    ("refused_by_template", of_row(lambda row: {**row, "conversations": [*row["conversations"], row["conversations"][1]]})),
+    ("unknown_role", of_row(lambda row: more(row, {"from": "x", "value": "y"}))),
+    ("refused_by_template", of_row(lambda row: more(row, row["conversations"][1]))),
     # types
     ("wrong_type", of_row(lambda row: said(row, answer=7))),
     ("wrong_type", of_row(lambda row: {"talk": []})),
@@ -316,7 +313,10 @@ def llava(folder: Path, damaged: bool, seed: int = 0) -> Made:
     made = Made(source={"source": "llava", "path": str(folder / "data.json"), "media": str(folder)}, folder=folder)
     rows = []
     for number in range(9):
-        turns = [{"from": "human", "value": f"<image>\nWhat is {number}?"}, {"from": "gpt", "value": f"It is {number}."}]
+        turns = [
+            {"from": "human", "value": f"<image>\nWhat is {number}?"},
+            {"from": "gpt", "value": f"It is {number}."},
+        ]
         rows.append({"image": put(folder, f"{number}.png", picture(number)), "conversations": turns})
     if damaged:
         rows[1]["image"], rows[3]["image"] = 5, "nowhere.png"

@@ -21,6 +21,7 @@ from cornstarch.models.multimodal_language_model.input_rules import InputRule
 from cornstarch.models.multimodal_language_model.limits import MediaLimits
 from cornstarch.models.multimodal_language_model.media import Media
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
+from cornstarch.models.multimodal_language_model.processed import Processed, ProcessedInput, own_tensors
 from cornstarch.models.multimodal_language_model.text import Samples
 
 CountFunction = Callable[[dict[str, Any], Any], int | list[int] | list[list[int]]]
@@ -141,6 +142,39 @@ class MultimodalProcessor:
             ModalityMismatchError: if marks and inputs do not pair, naming the sample.
             MediaError: if a medium cannot be read or is larger than `media_limits` allows, naming it.
         """
+        return self._processed(encoder_inputs, llm_inputs, return_tensors, **kwargs)[0]
+
+    def look_into(
+        self, encoder_inputs: Mapping[str, Mapping[str, Any] | None], llm_inputs: Mapping[str, Any]
+    ) -> Processed:
+        """Process one sample, and say what became of each of its inputs.
+
+        Args:
+            encoder_inputs: as for a call.
+            llm_inputs: as for a call, with one text.
+
+        Returns:
+            The batch in tensors, and its inputs.
+        """
+        batch, made, media_of, places = self._processed(encoder_inputs, llm_inputs, "pt")
+        found = {}
+        for key, entry in made.items():
+            own = own_tensors(entry.tensors, entry.counts)
+            whole = zip(places[key], media_of[key].items, entry.counts, own, strict=True)
+            found[key] = [
+                ProcessedInput(key=key, place=place, item=item, runs=tuple(runs), tensors=tensors)
+                for place, item, runs, tensors in whole
+            ]
+        return Processed(batch=batch, inputs=found)
+
+    def _processed(
+        self,
+        encoder_inputs: Mapping[str, Mapping[str, Any] | None] | None,
+        llm_inputs: Mapping[str, Any] | None,
+        return_tensors: str | None,
+        **kwargs: Any,
+    ) -> tuple[BatchFeature, dict[str, "_Encoded"], dict[str, Media], dict[str, list[int]]]:
+        """A batch; of its inputs what was encoded, the media, and which of those given they are."""
         text_options, shared = self._share(kwargs)
         text_options |= self._text_options(llm_inputs)
         inner = text_options.pop("return_tensors", None)
@@ -150,6 +184,7 @@ class MultimodalProcessor:
         inputs = self._read_media(encoder_inputs or {}, shared)
         made = self._written(texts.texts(text_options), inputs)
         written = {self.tokens[key]: (self.token_ids[key], entry.texts) for key, entry in made.items() if entry.texts}
+        places = {key: list(range(len(given.items))) for key, given in inputs.items()}
         samples = Samples.tokenize(self.llm_tokenizer, text_options, self.token_ids.values(), written)
 
         while True:
@@ -165,9 +200,10 @@ class MultimodalProcessor:
             _warn_of_left_out({key: (len(kept[key][0]), len(entry.counts)) for key, entry in made.items()})
             # Inputs fell off the end: what is left may be padded to another size, so it is processed anew.
             inputs = {key: inputs[key].keep(*kept[key]) for key in made}
+            places = {key: [places[key][place] for place in kept[key][0]] for key in made}
             made = {}
         tensors = {key: entry.tensors for key, entry in made.items()}
-        return self._batch(samples.expand(counts), tensors, return_tensors)
+        return self._batch(samples.expand(counts), tensors, return_tensors), made, inputs, places
 
     # --- media --------------------------------------------------------------------------------------------------------
 
@@ -512,7 +548,7 @@ def _warn_of_left_out(numbers: Mapping[str, tuple[int, int]]) -> None:
     left_out = {key: given - kept for key, (kept, given) in numbers.items() if kept < given}
     listed = ", ".join(f"{number} of modality {key!r}" for key, number in left_out.items())
     warnings.warn(
-        f"truncation left out whole inputs, whose positions did not fit max_length: {listed}", UserWarning, stacklevel=3
+        f"truncation left out whole inputs, whose positions did not fit max_length: {listed}", UserWarning, stacklevel=4
     )
 
 
