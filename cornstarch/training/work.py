@@ -33,14 +33,14 @@ def part_work(model: MultimodalModel) -> list[PartWork]:
 
 def _of_part(name: str, modules: list[nn.Module], key: str | None, *, before: bool) -> list[PartWork]:
     base = freezing.unwrap(modules[0])
-    left_out = {id(table.weight) for module in modules for table in module.modules() if isinstance(table, nn.Embedding)}
+    tables = {id(table.weight) for module in modules for table in module.modules() if isinstance(table, nn.Embedding)}
     head = base.get_output_embeddings() if key is None else None  # type: ignore[operator]
-    left_out |= {id(head.weight)} if head is not None else set()
+    only_read = tables - ({id(head.weight)} if head is not None else set())  # a tied head is multiplied with
     matrices = {
         id(parameter): parameter
         for module in modules
         for parameter in module.parameters()
-        if parameter.dim() >= 2 and id(parameter) not in left_out
+        if parameter.dim() >= 2 and id(parameter) not in only_read
     }
     trains = any(parameter.requires_grad for module in modules for parameter in module.parameters())
     frozen: Passes = "passes" if trains or before else "forward"
@@ -52,13 +52,11 @@ def _of_part(name: str, modules: list[nn.Module], key: str | None, *, before: bo
     }
     found: list[PartWork] = []
     for needed, number in numbers.items():
-        in_head = head.weight.numel() if head is not None and head.weight.requires_grad == needed else 0
-        if number or in_head:
+        if number:
             backward: Passes = "trains" if needed else frozen
             sizes = {"layers": layers, "width": width or 0} if not found else {}
             called = name if not found else f"{name} (trains)"
-            entry = PartWork(name=called, weights=number, backward=backward, head=in_head, modality=key, **sizes)
-            found.append(entry)
+            found.append(PartWork(name=called, weights=number, backward=backward, modality=key, **sizes))
     return found
 
 

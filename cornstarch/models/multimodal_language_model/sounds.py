@@ -174,5 +174,6 @@ def _with_soundfile(data: bytes, limits: MediaLimits) -> tuple[Sound, int]:
     except (soundfile.SoundFileError, TypeError, ValueError) as error:
         if isinstance(error, MediaError):
             raise
-        raise MediaError(str(error)) from error
+        known = isinstance(error, soundfile.LibsndfileError)  # of which the text says where the bytes are in memory
+        raise MediaError(error.error_string if known else str(error)) from error
     return _finite(samples.mean(axis=1, dtype=np.float32)), rate
