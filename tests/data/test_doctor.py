@@ -30,6 +30,12 @@ WARNINGS = sorted(set(KINDS) - ERRORS)
 Batch = dict[str, torch.Tensor]
 
 
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speed is measured by a single product."""
+    monkeypatch.setattr("cornstarch.training.work._SECONDS", 0)
+
+
 def made_of(name: str, folder: Path, damaged: bool = True, **data: Any) -> tuple[Made, Any]:
     folder.mkdir(exist_ok=True)
     made = CONTAINERS[name](folder / "d", damaged)
@@ -85,6 +91,7 @@ def test_every_kind_is_tried(tmp_path: Path) -> None:
     assert kinds | elsewhere == set(KINDS)
 
 
+@pytest.mark.slow
 def test_other_seeds(tmp_path: Path) -> None:
     """Wherever damage stands."""
     for seed in (1, 2):
@@ -157,7 +164,7 @@ def test_texts(text: str, kinds: list[str]) -> None:
 # --- training on the same data ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_skip_takes_all_others_exactly(both: tuple[Made, Any, Any], workers: int) -> None:
     """A whole epoch; each sample that can be used is tensor by tensor what it is without damage anywhere else."""
     made, bad, good = both
@@ -233,7 +240,7 @@ def test_nothing_bad_is_left_without_the_list(both: tuple[Made, Any, Any], tmp_p
 
 def test_a_run_goes_through(tmp_path: Path) -> None:
     """All steps of an epoch; bad samples and unlabelled ones are counted in its metrics and named in a file."""
-    made, config = made_of("jsonl", tmp_path, bad_samples="skip")
+    made, config = made_of("jsonl", tmp_path, bad_samples="skip", workers=2)
     result = train(config)
     assert result.stopped is None
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -254,7 +261,7 @@ class Deadly(toy.Colours):
 
     def sample(self, index: int, chance: Any) -> Any:
         if index == 5:
-            os.kill(os.getpid(), signal.SIGSEGV)
+            os.kill(os.getpid(), signal.SIGKILL)
         if index in (6, 23):
             os._exit(7)
         return super().sample(index, chance)
@@ -267,7 +274,7 @@ def test_a_worker_that_dies(workers: int) -> None:
     told: list[int] = []
     found = scan(Examiner(Deadly(40), collator), range(40), workers=workers, progress=told.append)
     crashed = {seen.index: finding.detail for seen in found.seen for finding in seen.findings if finding.is_error}
-    assert crashed == {5: "it ended by SIGSEGV", 6: "it ended with exit code 7", 23: "it ended with exit code 7"}
+    assert crashed == {5: "it ended by SIGKILL", 6: "it ended with exit code 7", 23: "it ended with exit code 7"}
     assert [seen.index for seen in found.seen] == list(range(40))
     assert sum(told) == 40
 
@@ -398,7 +405,7 @@ def test_a_partial_page_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[st
     "training",
     [
         {},
-        {"micro_batch_size": None},
+        pytest.param({"micro_batch_size": None}, marks=pytest.mark.slow),
         {"micro_batch_size": None, "micro_batch_positions": 340},
         {"length_window": 3},
     ],

@@ -171,9 +171,10 @@ def _with_soundfile(data: bytes, limits: MediaLimits) -> tuple[Sound, int]:
             _check_length(file.frames, file.samplerate, limits)  # as the header has it, before anything is decoded
             samples = file.read(dtype="float32", always_2d=True)
             rate = int(file.samplerate)
+    except MediaError:
+        raise
+    except soundfile.LibsndfileError as error:  # whose text says where the bytes are in memory
+        raise MediaError(error.error_string) from error
     except (soundfile.SoundFileError, TypeError, ValueError) as error:
-        if isinstance(error, MediaError):
-            raise
-        known = isinstance(error, soundfile.LibsndfileError)  # of which the text says where the bytes are in memory
-        raise MediaError(error.error_string if known else str(error)) from error
+        raise MediaError(str(error)) from error
     return _finite(samples.mean(axis=1, dtype=np.float32)), rate
