@@ -19,6 +19,7 @@ from cornstarch.data.doctor.findings import Examiner
 from cornstarch.data.doctor.kinds import KINDS, remarks_on
 from cornstarch.data.doctor.scan import scan
 from cornstarch.training import building
+from tests import pages
 from tests.data import damage
 from tests.data.damage import CONTAINERS, Made
 from tests.training import toy
@@ -89,6 +90,13 @@ def test_every_kind_is_tried(tmp_path: Path) -> None:
     assert len(damage.DAMAGES) >= 26
     elsewhere = {"broken_file", "too_long", "above_budget", "crashed", "missing_package", "other"}
     assert kinds | elsewhere == set(KINDS)
+
+
+def test_the_page_has_every_kind() -> None:
+    page = (pages.ROOT / "docs" / "data-check.md").read_text(encoding="utf-8")
+    for kind, known in KINDS.items():
+        row = f"| `{kind}` | {known.means} | {known.remedy} |".replace("<", "&lt;").replace(">", "&gt;")
+        assert row in page
 
 
 @pytest.mark.slow

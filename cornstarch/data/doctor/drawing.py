@@ -39,9 +39,11 @@ def histogram(values: Sequence[float], unit: str, limit: float | None = None) ->
             )
     base = _TOP + height
     drawn.append(f'<line class="axis" x1="{_LEFT}" y1="{base}" x2="{_LEFT + width}" y2="{base}"/>')
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        anchor = "start" if share == 0 else "end" if share == 1 else "middle"
-        drawn.append(_text(_LEFT + share * width, base + 14, _shown(low + share * (right - low)), anchor))
+    apart = _round_up((right - low) / 5, whole=step >= 1 and float(step).is_integer())
+    for number in range(int((right - low) / apart + 1e-9) + 1):
+        drawn.append(
+            _text(_LEFT + width * number * apart / (right - low), base + 14, _shown(low + number * apart), "middle")
+        )
     drawn.append(_text(_LEFT + width / 2, base + 28, unit, "middle"))
     drawn.append(_text(_LEFT - 5, _TOP + 9, f"{most:,}", "end"))
     drawn.append(_text(_LEFT - 5, base, "0", "end"))

@@ -57,7 +57,8 @@ KINDS = {
     "broken_json": _error("an entry is no JSON", "write the entry anew, or leave it out"),
     "bad_encoding": _error("text that is no UTF-8, or holds half a character", "save it as UTF-8, or leave it out"),
     "wrong_type": _error(
-        "a field is missing, or is of another type than the format has", "compare it with docs/data.md; see `columns`"
+        "a field is missing, or is of another type than the format has",
+        "see Data in the documentation, and the key `columns`",
     ),
     "unknown_role": _error("a turn is of a role that is none", "name it user, assistant or system"),
     # conversations
@@ -65,7 +66,9 @@ KINDS = {
     "unlabelled": _error(
         "no token is labelled: no answer, or it was cut off", "raise data.max_length, or leave it out"
     ),
-    "refused_by_template": _error("the chat template does not write such a conversation", "see docs/data-labels.md"),
+    "refused_by_template": _error(
+        "the chat template does not write such a conversation", "choose another data.template, or leave it out"
+    ),
     "too_long": _error("more positions than the language model has", "set data.max_length"),
     "above_budget": _error("more than a micro-batch may have", "raise training.micro_batch_positions or _media"),
     "mark_in_text": _error("the text holds the mark of an input", "take it out of the text"),

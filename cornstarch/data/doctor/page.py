@@ -49,7 +49,7 @@ def _header(summary: Mapping[str, Any], forecast: Mapping[str, Any] | None) -> I
     found = f"{summary['errors']:,} of {summary['checked']:,} samples cannot be used"
     yield f"<h1>{'Every sample that was looked at can be used' if good else found}</h1>"
     sources = ", ".join(f"{entry['source']} ({entry['samples']:,})" for entry in summary["sources"])
-    took = f"{summary['seconds']:,.1f} s in {summary['workers']} worker{'' if summary['workers'] == 1 else 's'}"
+    took = f"{summary['seconds']:,.1f} s in {_several(max(1, summary['workers']), 'process', 'processes')}"
     yield f'<p class="soft">{_text(summary["split"])}: {_text(sources)}; looked at in {took}</p>'
     if summary["partial"]:
         yield (
@@ -124,7 +124,10 @@ def _forecast(forecast: Mapping[str, Any] | None) -> Iterator[str]:
         ("padding", f"{padding['share']:.1%} of {padding['padded_positions_per_epoch']:,} padded positions"),
         ("steps an epoch", f"{forecast['steps_per_epoch']:,} of {padding['batch_size']:,} samples"),
         ("steps in all", f"{forecast['steps']:,} ({forecast['epochs']:.3g} epochs)"),
-        ("preparing an epoch", f"{_time(ready['seconds_per_epoch'])} with {ready['workers'] or 1} at it"),
+        (
+            "preparing an epoch",
+            f"{_time(ready['seconds_per_epoch'])} in {_several(max(1, ready['workers']), 'process', 'processes')}",
+        ),
     ]
     if compute["seconds"] is not None:
         rows += [
@@ -163,7 +166,7 @@ def _samples(bad: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _badge(kind: str, severity: str) -> str:
-    return f'<span class="badge {severity}">{_text(kind.replace("_", " "))}</span>'
+    return f'<span class="badge {severity}">{_text(kind)}</span>'
 
 
 def _cut(text: str) -> str:
@@ -176,6 +179,10 @@ def _text(text: str) -> str:
         character if character.isprintable() or character == "\n" else f"\\u{ord(character):04x}" for character in text
     )
     return html.escape("".join(shown), quote=True)
+
+
+def _several(number: int, one: str, more: str) -> str:
+    return f"{number:,} {one if number == 1 else more}"
 
 
 def _number(value: float) -> str:
