@@ -49,9 +49,10 @@ def main(words: Sequence[str]) -> int:
             also=options.also,
             progress=bar.tell,
         )
+    if options.output is not None:
+        write(check, Path(options.output))  # before whoever reads what is printed may have enough
     print(as_text(check.report))
     if options.output is not None:
-        write(check, Path(options.output))
         print(f"\nwrote {options.output}: report.html, report.json, leave_out.json")
     elif not check.is_good:
         print("\n--output FOLDER writes a page, all samples, and a list for `leave_out` of the source")
