@@ -246,6 +246,33 @@ def test_nothing_bad_is_left_without_the_list(both: tuple[Made, Any, Any], tmp_p
         assert sum(step.samples for step in steps_of(without, salvage=False, policy="stop")) == len(again.scan.seen)
 
 
+def test_a_list_is_of_its_data_alone(tmp_path: Path) -> None:
+    """Another file, format or size, what is no list, and one that leaves nothing, are refused."""
+    made, config = made_of("llava", tmp_path)
+    values, data = damage.config(made, tmp_path), Path(made.source["path"])
+    path = tmp_path / "leave_out.json"
+    path.write_text(json.dumps(check_data(config, workers=0).leave_out))
+
+    def refused(message: str, **source: Any) -> None:
+        values["data"]["train"] = {**made.source, "leave_out": str(path), **source}
+        with pytest.raises(CornstarchError, match=message):
+            building.make_source(parse_config(json.dumps(values)).data.train)
+
+    refused("not of .*sharegpt", source="sharegpt")
+    (tmp_path / "d" / "other.json").write_bytes(data.read_bytes())
+    refused("not of .*other.json", path=str(tmp_path / "d" / "other.json"))
+    data.write_bytes(data.read_bytes() + b" ")
+    refused("the data has changed, so check it anew")
+    data.write_bytes(data.read_bytes()[:-1])
+    whole = json.loads(path.read_text())
+    whole["sources"][0]["leave_out"] = [{"index": index} for index in range(8)]
+    path.write_text(json.dumps(whole))
+    refused("leaves nothing")
+    path.write_text("[]")
+    refused("did not write")
+    refused("cannot be read", leave_out=str(tmp_path / "nowhere.json"))
+
+
 def test_a_run_goes_through(tmp_path: Path) -> None:
     """All steps of an epoch; bad samples and unlabelled ones are counted in its metrics and named in a file."""
     made, config = made_of("jsonl", tmp_path, bad_samples="skip", workers=2)
