@@ -160,6 +160,12 @@ def trainable(part: nn.Module) -> set[str]:
     return {name for name, parameter in part.named_parameters() if parameter.requires_grad}
 
 
+def ask(model: Any) -> Any:
+    """Take one loss, after which a language model is not asked again what its head may be given, and hooks count."""
+    model.train()(input_ids=torch.tensor([[1, 2]]), labels=torch.tensor([[1, 2]]))
+    return model
+
+
 def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-10, what: str = "") -> None:
     """Differences of at most `tolerance` times the largest entry expected (or 1, where that is smaller)."""
     assert found.shape == expected.shape, f"{what}: shape {tuple(found.shape)} for {tuple(expected.shape)}"

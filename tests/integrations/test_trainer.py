@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from cornstarch.models.multimodal_language_model import ModalEncoderModule, MultimodalModel
+from tests import tiny
 
 # --- parts ------------------------------------------------------------------------------------------------------------
 
@@ -210,6 +211,7 @@ def test_frozen_parts_stay_as_they_are(tmp_path: Path) -> None:
     model = composed(attention_dropout=0.5)
     model.train({"vision": (False, True)}, llm_mode=False)
     before = weights(model)
+    tiny.ask(model)
     modes: list[bool] = []
     model.language_model.register_forward_hook(lambda module, *_: modes.append(module.training))
     run = trainer(model, tmp_path, max_steps=3, weight_decay=0.1, optim="adamw_torch")
@@ -249,6 +251,7 @@ def test_checkpointing_argument(argument: str, peft: bool, frozen: bool, tmp_pat
         model = composed(peft)
         if frozen:
             model.train({"vision": (False, True)}, llm_mode=False)
+        tiny.ask(model)
         calls: list[int] = []
         layer = next(m for m in model.language_model.modules() if type(m).__name__ == "LlamaMLP")
         layer.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))

@@ -20,7 +20,7 @@ from cornstarch import (
     MultimodalProjector,
     MultimodalProjectorConfig,
 )
-from tests import parts
+from tests import parts, tiny
 
 MARK = parts.VOCABULARY  # the first id after the tokenizer's own, and the first beyond the embedding table
 FEATURES = 5
@@ -202,7 +202,10 @@ def second_encoder_skipped_in_generate(folder: Path) -> None:
 
 
 def frozen_parts_left_in_train_mode(folder: Path) -> None:
-    """Frozen parts are in evaluation mode, also after `train()`, and their dropout does nothing (bit-equal losses)."""
+    """Frozen parts are in evaluation mode, also after `train()`, and their dropout does nothing.
+
+    Losses are bit-equal, and those of evaluation, where logits are of all positions, to rounding.
+    """
     model, inputs = composed(), batch()
     for layer in (*model.language_model.model.layers, *model.vision_encoder.module.encoder.layers):
         layer.self_attn.dropout = layer.self_attn.attention_dropout = 0.5
@@ -213,7 +216,7 @@ def frozen_parts_left_in_train_mode(folder: Path) -> None:
     assert model.vision_encoder.projector.training
     losses = [model(**inputs, labels=inputs["input_ids"]).loss for _ in range(2)]
     assert torch.equal(*losses)
-    assert torch.equal(losses[0], model.eval()(**inputs, labels=inputs["input_ids"]).loss)
+    torch.testing.assert_close(losses[0], model.eval()(**inputs, labels=inputs["input_ids"]).loss)
 
 
 def projector_left_training_by_eval(folder: Path) -> None:
@@ -612,7 +615,7 @@ def dtype_attribute(folder: Path) -> None:
 
 def checkpointing_disable(folder: Path) -> None:
     """After enable and disable layers run once a step again, and the gradients are the same all along (1e-10)."""
-    model, inputs, calls = composed().train(), batch(), []
+    model, inputs, calls = tiny.ask(composed()), batch(), []
     model.language_model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     gradients = []
     for switch, expected in (("enable", 2), ("disable", 1), ("disable", 1)):

@@ -33,7 +33,7 @@ from cornstarch import (
     SelectFeatures,
     UnknownArgumentError,
 )
-from tests import parts
+from tests import parts, tiny
 
 MARK = 300
 SIZES = {**parts.SMALL, "vocab_size": 64, "num_key_value_heads": 1, "head_dim": 8, "pad_token_id": 0}
@@ -502,7 +502,7 @@ def test_a_subclass_comes_back_as_itself(tmp_path: Path) -> None:
 
 def test_a_layer_that_somebody_patched_stays_patched() -> None:
     """Checkpointing calls a layer's instance-level forward, and puts it back when it is disabled."""
-    model = composed(parts.clip()).train()
+    model = tiny.ask(composed(parts.clip()))
     layer, calls = model.language_model.model.layers[0], []
     plain = layer.forward
 

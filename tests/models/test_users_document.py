@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cornstarch.models.multimodal_language_model import ModalEncoderModule, MultimodalModel
-from tests import parts
+from tests import parts, tiny
 
 FIXED = "embed_positions.weight"  # Whisper's sinusoids, which Hugging Face never trains
 
@@ -118,6 +118,7 @@ def test_custom_tokens_lie_outside_the_table() -> None:
 def test_encoders_run_first_then_the_embedding_then_the_layers() -> None:
     """The order that the document states, told by hooks; the embedding sees id 0 at modality positions."""
     mllm, inputs = mllm_and_inputs()
+    tiny.ask(mllm)
     order: list[str] = []
     seen: list[torch.Tensor] = []
     places = {

@@ -18,6 +18,7 @@ from cornstarch.models.multimodal_language_model import (
     callbacks,
     freezing,
     generation,
+    labelled_head,
     merge,
     ready_mask,
     routing,
@@ -169,10 +170,11 @@ class MultimodalModel(Composition):
 
         arguments = self._with_defaults({**rest, "inputs_embeds": inputs_embeds, "labels": labels})
         arguments = self._preprocess_llm(arguments, input_ids, inputs, features, masks)
-        output = self.language_model(**{name: value for name, value in arguments.items() if value is not None})
-        if self.training and labels is not None and not output_logits:
-            output = type(output)(**{name: value for name, value in output.items() if name != "logits"})
-        return output
+        arguments = {name: value for name, value in arguments.items() if value is not None}
+        if not self.training or labels is None or output_logits:
+            return self.language_model(**arguments)
+        output = labelled_head.run(self.language_model, arguments)
+        return type(output)(**{name: value for name, value in output.items() if name != "logits"})
 
     def _with_defaults(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Positions that follow the attention mask, and no cache where none is read, unless the caller said else."""

@@ -74,7 +74,7 @@ def _why_not(language_model: nn.Module, embeds: Tensor) -> str | None:
     causal = torch.ones(1, 1, _LENGTH, _LENGTH, dtype=torch.bool, device=embeds.device).tril()
     hidden = causal.clone()
     hidden[..., 1:, 0] = False  # position 0 sees itself and nothing sees it
-    with torch.no_grad(), _evaluating(language_model):
+    with torch.no_grad(), evaluating(language_model):
         try:
             seen, unseen = (
                 (_logits(language_model, first, mask) - _logits(language_model, changed, mask)).abs().max().item()
@@ -101,7 +101,7 @@ def _logits(language_model: nn.Module, embeds: Tensor, mask: Tensor) -> Tensor:
 
 
 @contextmanager
-def _evaluating(part: nn.Module) -> Any:
+def evaluating(part: nn.Module) -> Any:
     """Evaluation mode, without which dropout would answer, and the former mode of every module again."""
     modes = [(module, module.training) for module in part.modules()]
     part.eval()

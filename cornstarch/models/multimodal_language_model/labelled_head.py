@@ -1,0 +1,268 @@
+"""5g. Logits where a label asks for them: head and loss run on labelled positions alone, some at a time.
+
+The language model's own forward runs, and what its head is given is exchanged: of the hidden states (B, S, D) the rows
+whose next position is labelled, as one sequence (1, K + 1, D), with their labels. What stands between head and loss
+(soft-caps, scales, biases) is done to rows, and the loss is a mean over labels, so nothing else changes. Where a model
+is built in another way, that is seen by asking it once, and it runs on all positions.
+
+More rows than fit are taken in chunks. The first one's loss comes out of the forward; for each of the others the
+forward runs again on what the modules below it returned then, and its logits are computed anew for the backward.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from cornstarch.models.multimodal_language_model import anatomy, freezing
+from cornstarch.models.multimodal_language_model.merge import IGNORE_INDEX
+from cornstarch.models.multimodal_language_model.ready_mask import evaluating
+
+MOST_LOGITS = 2**26  # numbers in a chunk of logits: 256 MiB in float32
+_INSTEAD = "_compiled_call_impl"  # of nn.Module
+_LENGTH = 5  # positions of the question
+_Callees = tuple[nn.Module, ...]
+
+
+class _Answer(NamedTuple):
+    """How a language model can be run.
+
+    Attributes:
+        by_rows: its loss is the same when its head is given labelled positions alone.
+        callees: what its forward calls below the head, so that these need not run again; None if that is not known.
+    """
+
+    by_rows: bool
+    callees: _Callees | None = None
+
+
+_ANSWERS: WeakKeyDictionary[nn.Module, dict[torch.dtype, _Answer]] = WeakKeyDictionary()
+
+
+def run(language_model: nn.Module, arguments: Mapping[str, Any], most_logits: int = MOST_LOGITS) -> Any:
+    """Run a language model with labels.
+
+    Args:
+        language_model: wrapped or not.
+        arguments: of its forward, with `labels` (B, S).
+        most_logits: numbers in a chunk of logits; a chunk has at least one row.
+
+    Returns:
+        Its own output. The loss, and all gradients, are those of the plain forward; `logits` are of some labelled
+        positions only, not to be used.
+    """
+    targets = pad(arguments["labels"], (0, 1), value=IGNORE_INDEX)[:, 1:]
+    places = (targets != IGNORE_INDEX).nonzero()
+    head = _head_of(language_model)
+    if head is None or not len(places) or "logits_to_keep" in arguments or torch.compiler.is_compiling():
+        return language_model(**arguments)
+    answer = _asked(language_model, head, arguments["inputs_embeds"])
+    if not answer.by_rows:
+        return language_model(**arguments)
+    width = int(arguments["inputs_embeds"].shape[-1])
+    chunks = torch.split(places, max(1, most_logits // _vocabulary(head, width)))
+    if len(chunks) == 1 or answer.callees is None:
+        return _of_rows(language_model, head, arguments, places, targets)
+    return _of_chunks(language_model, head, arguments, chunks, targets, answer.callees)
+
+
+def _head_of(language_model: nn.Module) -> nn.Module | None:
+    """The module that makes logits of hidden states; None if the language model does not say."""
+    base: Any = freezing.unwrap(language_model)
+    head = base.get_output_embeddings() if isinstance(base, PreTrainedModel) else None
+    return head if isinstance(head, nn.Module) else None
+
+
+def _vocabulary(head: nn.Module, width: int) -> int:
+    """How many numbers the head makes of a row, by its largest matrix."""
+    return max([weight.numel() // width for weight in head.parameters() if weight.dim() == 2], default=1)
+
+
+def _of_rows(
+    language_model: nn.Module, head: nn.Module, arguments: Mapping[str, Any], places: Tensor, targets: Tensor
+) -> Any:
+    """The language model's output where the head is given some rows only.
+
+    Args:
+        language_model: wrapped or not.
+        head: of it.
+        arguments: of its forward.
+        places: (K, 2), the sample and the position of each row.
+        targets: (B, S), what is to be predicted at every position.
+
+    Returns:
+        Its own output.
+    """
+    samples, positions = places.unbind(-1)
+    # Losses shift labels by one: the first is read by nobody, and the last row predicts nothing.
+    labels = pad(targets[samples, positions], (1, 0), value=IGNORE_INDEX)[None]
+
+    def choose(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden = given[0]
+        rows = hidden[samples.to(hidden.device), positions.to(hidden.device)]
+        return (torch.cat([rows, rows[-1:].detach()])[None], *given[1:])
+
+    hook = head.register_forward_pre_hook(choose)
+    try:
+        return language_model(**{**arguments, "labels": labels})
+    finally:
+        hook.remove()
+
+
+# --- chunks -----------------------------------------------------------------------------------------------------------
+
+
+def _of_chunks(
+    language_model: nn.Module,
+    head: nn.Module,
+    arguments: Mapping[str, Any],
+    chunks: Sequence[Tensor],
+    targets: Tensor,
+    callees: _Callees,
+) -> Any:
+    """The language model's output with a loss over all chunks.
+
+    Each chunk's loss is its own mean, and counts by its share of the rows; so what a model adds to every loss (the
+    balance of experts) is added once in all. Of a number of items to divide by, a chunk is given its share.
+    """
+    number = sum(map(len, chunks))
+
+    def output_of(chunk: Tensor) -> Any:
+        items = arguments.get("num_items_in_batch")
+        if isinstance(items, Tensor):
+            items = items.to(torch.promote_types(arguments["inputs_embeds"].dtype, torch.float32))
+        given = {} if items is None else {"num_items_in_batch": items * (len(chunk) / number)}
+        output = _of_rows(language_model, head, {**arguments, **given}, chunk, targets)
+        output["loss"] = output.loss * (len(chunk) / number)
+        return output
+
+    def loss_again(chunk: Tensor, returned: Mapping[nn.Module, list[Any]]) -> Tensor:
+        with _returning(returned):
+            return output_of(chunk).loss  # type: ignore[no-any-return]
+
+    returned: dict[nn.Module, list[Any]] = {module: [] for module in callees}
+    hooks = [module.register_forward_hook(lambda module, _, made: returned[module].append(made)) for module in callees]
+    try:
+        output = output_of(chunks[0])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    losses = [checkpoint(loss_again, chunk, returned, use_reentrant=False) for chunk in chunks[1:]]
+    output["loss"] = sum(losses, output.loss)
+    return output
+
+
+@contextmanager
+def _returning(returned: Mapping[nn.Module, Sequence[Any]]) -> Iterator[None]:
+    """Modules that return what they did before, one after the other, and compute nothing.
+
+    A module has a place for what is called instead of it, hooks included: `torch.compile` puts compiled code there.
+    """
+    former = {module: vars(module).get(_INSTEAD) for module in returned}
+    for module, outputs in returned.items():
+        vars(module)[_INSTEAD] = _Replay(outputs)
+    try:
+        yield
+    finally:
+        for module, call in former.items():
+            if call is None:
+                del vars(module)[_INSTEAD]
+            else:
+                vars(module)[_INSTEAD] = call
+
+
+class _Replay:
+    """Returns outputs one after the other."""
+
+    def __init__(self, outputs: Sequence[Any]) -> None:
+        self._rest = iter(outputs)
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        return next(self._rest)
+
+
+# --- which language models can be run so ------------------------------------------------------------------------------
+
+
+def _asked(language_model: nn.Module, head: nn.Module, embeds: Tensor) -> _Answer:
+    """The answer of a language model, which is asked once for each dtype."""
+    known = _ANSWERS.setdefault(freezing.unwrap(language_model), {})
+    if embeds.dtype not in known:
+        with torch.no_grad(), evaluating(language_model):
+            known[embeds.dtype] = _ask(language_model, head, embeds)
+    return known[embeds.dtype]
+
+
+def _ask(language_model: nn.Module, head: nn.Module, embeds: Tensor) -> _Answer:
+    """Compare the loss of a few positions with that of their rows."""
+    generator = torch.Generator().manual_seed(0)
+    given = torch.randn(2, _LENGTH, embeds.shape[-1], generator=generator).to(embeds)
+    labels = torch.tensor([[-100, 1, -100, 2, 1], [-100, -100, 0, 1, -100]], device=embeds.device)
+    arguments: dict[str, Any] = {"inputs_embeds": given, "labels": labels}
+    arguments["attention_mask"] = torch.tensor([[1] * _LENGTH, [1] * 4 + [0]], device=embeds.device)
+    taken = anatomy.language_model_arguments(freezing.unwrap(language_model)).names
+    arguments |= {"use_cache": False} if "use_cache" in taken else {}
+    targets = pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:]
+    places = (targets != IGNORE_INDEX).nonzero()
+    try:
+        with _watched(freezing.unwrap(language_model), head) as returned:
+            expected = language_model(**arguments).loss
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # whatever it fails with: it is run as it is then
+        return _Answer(by_rows=False)
+    # With what was returned the body need not run again; where that does not do, it does.
+    for callees in (tuple(returned), None):
+        try:
+            with _returning(returned if callees is not None else {}):
+                found = _of_rows(language_model, head, arguments, places, targets).loss
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
+            continue
+        if _same(found, expected):
+            return _Answer(by_rows=True, callees=callees)
+    return _Answer(by_rows=False)
+
+
+def _same(found: Tensor, expected: Tensor) -> bool:
+    tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 2e-2
+    return bool((found - expected).abs() <= tolerance * expected.abs())  # a NaN is no answer
+
+
+@contextmanager
+def _watched(base: nn.Module, head: nn.Module) -> Iterator[dict[nn.Module, list[Any]]]:
+    """What the modules return that a forward calls itself, and not through others.
+
+    The head is not among them, nor what it is in: of that, the modules before the head.
+    """
+    returned: dict[nn.Module, list[Any]] = {}
+    depth = 0
+
+    def enter(*_: Any) -> None:
+        nonlocal depth
+        depth += 1
+
+    def leave(module: nn.Module, _: Any, output: Any) -> None:
+        nonlocal depth
+        depth -= 1
+        if depth == 0:
+            returned.setdefault(module, []).append(output)
+
+    around = {module for module in base.modules() if any(inner is head for inner in module.modules())}
+    within = set(head.modules())
+    hooks = []
+    for module in base.modules():
+        if module not in around and module not in within:
+            hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        yield returned
+    finally:
+        for hook in hooks:
+            hook.remove()
