@@ -23,10 +23,11 @@ class PartWork:
 
     Attributes:
         name: of the part.
-        weights: in matrix products, the language model's head with them, without tables of embeddings.
+        weights: in matrix products, without tables of embeddings and without the head.
         backward: `trains`; `passes` a gradient on; or goes `forward` only.
         layers: with attention.
         width: of them.
+        head: weights of the language model's head, used at labelled positions alone.
         modality: key of the inputs whose positions are counted; None for the language model, which takes all.
     """
 
@@ -35,6 +36,7 @@ class PartWork:
     backward: Passes
     layers: int = 0
     width: int = 0
+    head: int = 0
     modality: str | None = None
 
 
@@ -211,7 +213,8 @@ def work_of(part: PartWork, length: Length, checkpointing: bool = False) -> floa
     again = int(checkpointing and part.backward != "forward")
     attention = 4 * part.layers * part.width * tokens * tokens
     work = 2 * part.weights * tokens * (times + again)
-    return work + attention * ((1 if part.backward == "forward" else 3) + again)
+    work += attention * ((1 if part.backward == "forward" else 3) + again)
+    return work + 2 * part.head * length.labelled * times
 
 
 def _assumptions(seen: int, order: int, share: float, workers: int) -> list[str]:

@@ -33,14 +33,14 @@ def part_work(model: MultimodalModel) -> list[PartWork]:
 
 def _of_part(name: str, modules: list[nn.Module], key: str | None, *, before: bool) -> list[PartWork]:
     base = freezing.unwrap(modules[0])
-    tables = {id(table.weight) for module in modules for table in module.modules() if isinstance(table, nn.Embedding)}
+    left_out = {id(table.weight) for module in modules for table in module.modules() if isinstance(table, nn.Embedding)}
     head = base.get_output_embeddings() if key is None else None  # type: ignore[operator]
-    only_read = tables - ({id(head.weight)} if head is not None else set())  # a tied head is multiplied with
+    left_out |= {id(head.weight)} if head is not None else set()
     matrices = {
         id(parameter): parameter
         for module in modules
         for parameter in module.parameters()
-        if parameter.dim() >= 2 and id(parameter) not in only_read
+        if parameter.dim() >= 2 and id(parameter) not in left_out
     }
     trains = any(parameter.requires_grad for module in modules for parameter in module.parameters())
     frozen: Passes = "passes" if trains or before else "forward"
@@ -52,11 +52,13 @@ def _of_part(name: str, modules: list[nn.Module], key: str | None, *, before: bo
     }
     found: list[PartWork] = []
     for needed, number in numbers.items():
-        if number:
+        in_head = head.weight.numel() if head is not None and head.weight.requires_grad == needed else 0
+        if number or in_head:
             backward: Passes = "trains" if needed else frozen
             sizes = {"layers": layers, "width": width or 0} if not found else {}
             called = name if not found else f"{name} (trains)"
-            found.append(PartWork(name=called, weights=number, backward=backward, modality=key, **sizes))
+            entry = PartWork(name=called, weights=number, backward=backward, head=in_head, modality=key, **sizes)
+            found.append(entry)
     return found
 
 
