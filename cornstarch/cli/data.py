@@ -7,6 +7,7 @@ from cornstarch.cli.main import guarded, usage
 
 # Word to what it does; `cornstarch/cli/data_<word>.py` does it.
 COMMANDS = {
+    "check": "look for samples that cannot be used, and say what an epoch comes to",
     "view": "show a sample exactly as the model gets it",
 }
 

@@ -68,7 +68,7 @@ def view_of(config: TrainConfig, split: str, number: int) -> SampleView:
     chosen: SourceConfig | None = getattr(config.data, split)
     if chosen is None:
         raise ArgumentError(f"data.{split} must be given: there is nothing to show")
-    source = building.open_source(chosen)
+    source = building.open_source(chosen, salvage=config.data.bad_samples != "stop")
     reading, place = place_at(source, number, config.training.seed)
     if isinstance(source, MixtureSource) and isinstance(chosen, MixtureConfig):
         which, _ = source.place_of(place[1])

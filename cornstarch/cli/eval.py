@@ -12,7 +12,7 @@ from cornstarch.training.devices import autocast, pick_device
 from cornstarch.training.evaluation import evaluate, is_right
 from cornstarch.training.folder import write_whole
 from cornstarch.training.reading import read_config
-from cornstarch.training.run import usable_samples
+from cornstarch.training.run import usable_samples, warn_of_broken
 
 
 def main(words: Sequence[str]) -> int:
@@ -47,7 +47,9 @@ def main(words: Sequence[str]) -> int:
     model.to(device)
     processor.media_limits = building.make_limits(config.data.limits)
     collator = Collator(processor, config.data.max_length, config.data.turns)
-    samples = usable_samples(config, collator, building.make_source(chosen), config.evaluation.samples)
+    source = building.make_source(chosen, salvage=config.data.bad_samples != "stop")
+    warn_of_broken(source)
+    samples = usable_samples(config, collator, source, config.evaluation.samples)
     precision = autocast(device, config.training.precision)
     found = evaluate(model, collator, samples, config.evaluation, autocast=precision)
     if options.output is not None:

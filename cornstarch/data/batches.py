@@ -3,6 +3,7 @@
 import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from cornstarch.data.budgets import Budget
@@ -11,7 +12,7 @@ from cornstarch.data.lengths import Window, windows
 from cornstarch.data.loader import prepared
 from cornstarch.data.mixtures import MixtureSource
 from cornstarch.data.samples import Source
-from cornstarch.data.steps import Numbered, Order, Policy, StepBatch, order_of
+from cornstarch.data.steps import Numbered, Order, Policy, StepBatch, broken_files, order_of
 from cornstarch.errors import ArgumentError, CornstarchError
 
 _BEFORE = {"length_window": 1}  # what states of earlier versions do not say
@@ -32,7 +33,8 @@ class Batches:
         shuffle: a new order every epoch; otherwise the source's own.
         workers: processes that prepare batches ahead; 0 prepares them here, when they are asked for.
         bad_samples: what happens to a sample that cannot be used: `stop` raises its error, `skip` goes on without it,
-            `replace` puts the next good one of its source in its place. Other samples stay as they are.
+            `replace` puts the next good one of its source in its place. Other samples stay as they are. Damaged files
+            of the source are named in the first step.
         budget: instead of `micro_batch_size`, of a micro-batch. If it is of positions or media, the samples of a step
             are put into micro-batches by length; which samples a step has, and so its loss, stays the same.
         length_window: steps that share out their samples by length, for less padding. Which samples meet in a step is
@@ -87,6 +89,8 @@ class Batches:
                 raise found
             self._here.extend(found)
         batch = self._here.popleft()
+        if self._step == self._epoch == 0:
+            batch = replace(batch, bad=(*broken_files(self._source), *batch.bad))
         self._step += 1
         if self._step == self.steps_per_epoch:
             self._epoch, self._step = self._epoch + 1, 0

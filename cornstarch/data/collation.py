@@ -42,6 +42,7 @@ class Collator:
         self.processor = processor
         self.max_length = max_length
         self.turns = turns
+        self.most_positions = processor.most_positions
 
     def __call__(self, samples: Sequence[Sample]) -> BatchFeature:
         """A right-padded batch with `labels` on what the assistant says and the token that ends it.
@@ -55,10 +56,12 @@ class Collator:
         Raises:
             SampleError: if a conversation cannot be written as text; the message names the sample.
             UnlabelledError: if a sample has no labelled token, perhaps since it was cut.
+            ArgumentError: if a sample has more positions than the language model has in its table.
             ModalityMismatchError: if marks and inputs do not pair.
             MediaError: if a medium cannot be read.
         """
         batch = self.processor(*self._arguments(samples, self.max_length), return_tensors="pt")
+        self._check_lengths(samples, batch)
         # What stands first is predicted from nothing, so it is not learnt.
         learnt = (batch["labels"][:, 1:] != IGNORE_INDEX).any(dim=1).tolist()
         places = tuple(place for place, is_learnt in enumerate(learnt) if not is_learnt)
@@ -66,6 +69,16 @@ class Collator:
             name = samples[places[0]].name
             raise UnlabelledError(self.without_label(name), name, places)
         return batch
+
+    def _check_lengths(self, samples: Sequence[Sample], batch: BatchFeature) -> None:
+        if self.most_positions is None or batch["input_ids"].shape[1] <= self.most_positions:
+            return
+        lengths = batch["attention_mask"].sum(dim=1).tolist()
+        place = lengths.index(max(lengths))
+        raise ArgumentError(
+            f"{samples[place].name}: it has {lengths[place]:,} positions, the language model has "
+            f"{self.most_positions:,} in its table; cut samples with max_length (data.max_length)"
+        )
 
     def look_into(self, sample: Sample, *, cut: bool = True) -> Processed:
         """The batch of one sample and what became of each of its inputs; it need not have a label.

@@ -2,13 +2,14 @@
 
 import glob
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cornstarch.data import tables
 from cornstarch.data.formats import Reader
+from cornstarch.data.leaving_out import LeftOut, MadeOf, size_of
 from cornstarch.data.media_folder import MediaFolder
-from cornstarch.data.rows import JoinedRows, JsonRows, Rows
+from cornstarch.data.rows import JoinedRows, JsonRows, Row, Rows
 from cornstarch.data.samples import Sample
 from cornstarch.data.shards import ShardRows
 from cornstarch.errors import ArgumentError
@@ -34,9 +35,18 @@ class RowSource:
         name: a data set's configuration, on the hub.
         revision: branch, tag or commit on the hub.
         frames_per_second: to take of videos.
+        salvage: of files that are damaged take what can be read; otherwise they are errors.
+        leave_out: a list of entries that are none of the source's, as `cornstarch data check` writes it. Damaged files
+            that it names are salvaged.
+
+    Attributes:
+        broken: files that are damaged, but for those that `leave_out` names.
+        known_broken: those that it names.
+        left_out: entries that it names.
+        made_of: what tells whether a list is of this data.
 
     Raises:
-        ArgumentError: if it cannot be read; a broken line is named.
+        ArgumentError: if it cannot be read; a broken line is named. Also if the list is of other data.
         ImportError: if a package that it needs is not installed.
     """
 
@@ -53,6 +63,8 @@ class RowSource:
         name: str | None = None,
         revision: str | None = None,
         frames_per_second: float = 1.0,
+        salvage: bool = False,
+        leave_out: str | Path | None = None,
     ) -> None:
         folder = MediaFolder(media if media is not None else folder_of(path), frames_per_second)
         self._reader = Reader(
@@ -62,18 +74,34 @@ class RowSource:
             prompt=prompt,
             text_beside_media=text_beside_media,
         )
-        self._rows = open_rows(path, split, name, revision)
+        left_out = LeftOut.of(leave_out, str(path), format, split) if leave_out is not None else None
+        self.left_out = left_out.entries if left_out is not None else ()
+        self.known_broken = left_out.broken if left_out is not None else frozenset()
+        self._rows = open_rows(path, split, name, revision, salvage=salvage or bool(self.known_broken))
+        self.broken = tuple(file for file in self._rows.broken if file.path not in self.known_broken)
+        if self.broken and not salvage:
+            raise ArgumentError(f"{self.broken[0].reason}; {leave_out} does not name it, so check the data anew")
         if not len(self._rows):
-            raise ArgumentError(f"{path} has no entries")
+            raise ArgumentError(f"{path} has no entries" + "".join(f": {file.reason}" for file in self.broken[:1]))
+        self.made_of = MadeOf(
+            path=str(path), format=format, split=split, rows=len(self._rows), bytes=size_of(files_of(path))
+        )
+        self._entries: Sequence[int] = range(len(self._rows))
+        if left_out is not None:
+            self._entries = left_out.rest_of(self.made_of)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._entries)
+
+    def entry(self, index: int) -> int:
+        """Which entry of the container a sample is; another than its index where some are left out."""
+        return self._entries[index]
 
     def sample(self, index: int, chance: random.Random) -> Sample:
         """The conversation of one entry, its media as paths or bytes.
 
         Args:
-            index: the entry, from 0.
+            index: from 0, without those that are left out.
             chance: not used; nothing here is varied.
 
         Returns:
@@ -83,7 +111,34 @@ class RowSource:
             ArgumentError: if the entry is not of the format, or its marks and media do not pair.
             MediaError: if a medium is not there, or lies outside the folder.
         """
-        return self._reader.sample(self._rows.row(index), self._rows.name(index))
+        entry = self._entries[index]
+        return self._reader.sample(self._rows.row(entry), self._rows.name(entry))
+
+    def row(self, index: int) -> tuple[Row, str]:
+        """The values of a sample's entry as the container has them, and what it is called.
+
+        Args:
+            index: as in `sample`.
+
+        Returns:
+            Values and name.
+
+        Raises:
+            ArgumentError: if the entry cannot be read.
+        """
+        entry = self._entries[index]
+        return self._rows.row(entry), self._rows.name(entry)
+
+    def name(self, index: int) -> str:
+        """What a sample is called, before it is read.
+
+        Args:
+            index: as in `sample`.
+
+        Returns:
+            The name.
+        """
+        return self._rows.name(self._entries[index])
 
 
 class LlavaSource(RowSource):
@@ -108,7 +163,14 @@ class LlavaSource(RowSource):
         super().__init__(path, "llava", media=media)
 
 
-def open_rows(path: str | Path, split: str = "train", name: str | None = None, revision: str | None = None) -> Rows:
+def open_rows(
+    path: str | Path,
+    split: str = "train",
+    name: str | None = None,
+    revision: str | None = None,
+    *,
+    salvage: bool = False,
+) -> Rows:
     """The rows of a container.
 
     Args:
@@ -116,6 +178,7 @@ def open_rows(path: str | Path, split: str = "train", name: str | None = None, r
         split: of a data set.
         name: of a data set's configuration.
         revision: on the hub.
+        salvage: take what can be read of damaged files; `broken` of the rows names them.
 
     Returns:
         The rows, by number.
@@ -129,7 +192,7 @@ def open_rows(path: str | Path, split: str = "train", name: str | None = None, r
             return tables.open_on_hub(str(path), name, split, revision)
         raise ArgumentError(f"{path} cannot be read: there is no such file")
     if files[0].is_dir():
-        return tables.open_folder(files[0], split)
+        return tables.open_folder(files[0], split, salvage=salvage)
     kinds = {file.suffix for file in files}
     if len(kinds) > 1 or not kinds <= {*_JSON, *_TABLES, *_SHARDS}:
         raise ArgumentError(
@@ -137,8 +200,11 @@ def open_rows(path: str | Path, split: str = "train", name: str | None = None, r
             f"{', '.join((*_JSON, *_TABLES, *_SHARDS))}"
         )
     if kinds <= {*_JSON}:
-        return JoinedRows([JsonRows(file) for file in files]) if len(files) > 1 else JsonRows(files[0])
-    return tables.open_files(files) if kinds <= {*_TABLES} else ShardRows(files)
+        parts = [JsonRows(file, salvage=salvage) for file in files]
+        return JoinedRows(parts) if len(parts) > 1 else parts[0]
+    if kinds <= {*_TABLES}:
+        return tables.open_files(files, salvage=salvage)
+    return ShardRows(files, salvage=salvage)
 
 
 def files_of(path: str | Path) -> list[Path]:

@@ -6,6 +6,7 @@ A row is what one entry of a container holds, as plain values; `formats.py` read
 import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,8 +15,29 @@ from cornstarch.errors import ArgumentError
 Row = Mapping[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class BrokenFile:
+    """A file of which only a part can be read, or nothing.
+
+    Attributes:
+        path: the file.
+        reason: what is wrong with it; begins with the path.
+        rows: how many can be read all the same.
+    """
+
+    path: str
+    reason: str
+    rows: int
+
+
 class Rows(Protocol):
-    """A container of rows by number. It holds where they are, not what they are."""
+    """A container of rows by number. It holds where they are, not what they are.
+
+    Attributes:
+        broken: files of it that are damaged; those of their rows that can be read are among the rows.
+    """
+
+    broken: tuple[BrokenFile, ...]
 
     def __len__(self) -> int:
         """How many rows there are."""
@@ -42,23 +64,29 @@ class JsonRows:
 
     Args:
         path: the file.
+        salvage: take the entries before the place where a list is damaged, and lines as they are. Otherwise of a file
+            of lines the first and the last are looked at, the others when they are asked for.
 
     Raises:
-        ArgumentError: if the file cannot be read, or is no list of entries; a broken line is named. Of a file of lines
-            the first and the last are looked at, the others when they are asked for.
+        ArgumentError: without `salvage`, if the file cannot be read, or is no list of entries; a broken line is named.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, salvage: bool = False) -> None:
         self._path = Path(path)
         lines = self._path.suffix in (".jsonl", ".ndjson")
+        self._places, self._size, reason = array("q"), 0, None
         try:
-            self._places = _places_of_lines(self._path) if lines else _places_in_list(self._path)
+            if lines:
+                self._places = _places_of_lines(self._path)
+            else:
+                self._places, reason = _places_in_list(self._path, salvage)
             self._size = self._path.stat().st_size
-        except (OSError, UnicodeDecodeError) as error:
-            raise ArgumentError(f"{self._path} cannot be read: {error}") from error
-        if not len(self):
-            raise ArgumentError(f"{self._path} must hold a list of entries, found none")
-        if lines:
+        except OSError as error:
+            reason = f"{self._path} cannot be read: {error}"
+        if reason is None and not len(self):
+            reason = f"{self._path} must hold a list of entries, found none"
+        self.broken = broken_files(self._path, reason, len(self), salvage)
+        if lines and not salvage:
             self._entry(0)
             self._entry(len(self) - 1)
 
@@ -105,6 +133,7 @@ class JoinedRows:
     def __init__(self, parts: Sequence[Rows]) -> None:
         self._parts = list(parts)
         self._sizes = [len(part) for part in self._parts]
+        self.broken = tuple(file for part in self._parts for file in part.broken)
 
     def __len__(self) -> int:
         return sum(self._sizes)
@@ -127,6 +156,29 @@ class JoinedRows:
         raise IndexError(f"there are {len(self)} rows")
 
 
+def broken_files(path: str | Path, reason: str | None, rows: int, salvage: bool) -> tuple[BrokenFile, ...]:
+    """What becomes of a file that is damaged.
+
+    Args:
+        path: the file.
+        reason: what is wrong with it; None if nothing is.
+        rows: how many can be read all the same.
+        salvage: they are to be used.
+
+    Returns:
+        The file, if it is damaged.
+
+    Raises:
+        ArgumentError: for a damaged file, if it is not to be used; the message says how far it can be read.
+    """
+    if reason is None:
+        return ()
+    if salvage:
+        return (BrokenFile(path=str(path), reason=reason, rows=rows),)
+    left = f"; {rows:,} entries of it can be read, which data.bad_samples skip uses" if rows else ""
+    raise ArgumentError(f"{reason}{left}")
+
+
 def _places_of_lines(path: Path) -> "array[int]":
     """(start, end, number) of every line with text in it, flat."""
     places = array("q")
@@ -139,13 +191,28 @@ def _places_of_lines(path: Path) -> "array[int]":
     return places
 
 
-def _places_in_list(path: Path) -> "array[int]":
-    """(start, end, line) in bytes of every entry of a JSON list, flat. The text is held here, and only here."""
-    text = path.read_text(encoding="utf-8")
+def _places_in_list(path: Path, salvage: bool) -> tuple["array[int]", str | None]:
+    """(start, end, line) in bytes of every entry of a JSON list, flat; and what is wrong behind the last of them.
+
+    The text is held here, and only here. What is no UTF-8 in it is an entry's own affair if the file is to be salvaged.
+    """
+    data, places = path.read_bytes(), array("q")
+    wrong = reason = None
     try:
-        return array("q", _entries(text, path))
-    except RecursionError as error:
-        raise ArgumentError(f"{path}: objects within objects, too deep to read") from error
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        text, wrong = data.decode("utf-8", "surrogateescape"), error
+    try:
+        for number in _entries(text, path):
+            places.append(number)
+    except ArgumentError as error:
+        reason = str(error)
+    except RecursionError:
+        reason = f"{path}: objects within objects, too deep to read"
+    if wrong is None or (salvage and len(places)):
+        return places, reason
+    before = next((place for place in range(0, len(places), 3) if places[place + 1] > wrong.start), len(places))
+    return places[:before], f"{path} cannot be read: {wrong}"
 
 
 def _entries(text: str, path: Path) -> Iterator[int]:
@@ -154,16 +221,16 @@ def _entries(text: str, path: Path) -> Iterator[int]:
     if text[at : at + 1] != "[":
         _whole(text, path)
         raise ArgumentError(f"{path} must hold a list of entries, found {text[at : at + 60]!r}")
-    byte, place, line = len(text[:at].encode()), at, text.count("\n", 0, at) + 1
+    byte, place, line = _bytes(text[:at]), at, text.count("\n", 0, at) + 1
     at = _skip_space(text, at + 1)
     while text[at : at + 1] != "]":
         try:
             _, end = decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:
             raise _no_json(path, 1, error) from error
-        byte += len(text[place:at].encode())
+        byte += _bytes(text[place:at])
         line += text.count("\n", place, at)
-        size = len(text[at:end].encode())
+        size = _bytes(text[at:end])
         yield from (byte, byte + size, line)
         byte, line, place = byte + size, line + text.count("\n", at, end), end
         at = _skip_space(text, end)
@@ -176,6 +243,10 @@ def _entries(text: str, path: Path) -> Iterator[int]:
             break
     if text[_skip_space(text, at + 1) :]:
         _whole(text, path)
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogateescape"))
 
 
 def _whole(text: str, path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cornstarch.data.rows import Row
+from cornstarch.data.rows import BrokenFile, Row, broken_files
 from cornstarch.errors import ArgumentError
 
 KEY, MEMBERS = "__key__", "__members__"
@@ -30,23 +30,28 @@ class ShardRows:
 
     Args:
         paths: the files, in order; none compressed.
+        salvage: take the rows before the place where a file is damaged.
 
     Raises:
-        ArgumentError: if one cannot be read.
+        ArgumentError: if one cannot be read, without `salvage`; or none holds a file.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], *, salvage: bool = False) -> None:
         self._rows: list[tuple[Path, str, tuple[_Member, ...]]] = []
+        self.broken: tuple[BrokenFile, ...] = ()
         for path in paths:
+            before, reason = len(self._rows), None
             try:
                 with tarfile.open(path, "r:") as shard:
                     self._index(path, shard)
             except (OSError, tarfile.TarError, ValueError) as error:
-                raise ArgumentError(f"{path} cannot be read as a tar file that is not compressed: {error}") from error
-        if not self._rows:
+                reason = f"{path} cannot be read as a tar file that is not compressed: {error}"
+            self.broken += broken_files(path, reason, len(self._rows) - before, salvage)
+        if not self._rows and not self.broken:
             raise ArgumentError(f"{paths[0]} holds no files")
 
     def _index(self, path: Path, shard: tarfile.TarFile) -> None:
+        """Note the rows of a file; of one that breaks off, those that are known to be whole."""
         members: list[_Member] = []
         last = None
         for member in shard:
@@ -59,6 +64,7 @@ class ShardRows:
                 members = []
             last = key
             members.append((member.name, member.offset_data, member.size))
+        _check_end(path, shard.offset)  # type: ignore[attr-defined]
         if members:
             self._rows.append((path, str(last), tuple(members)))
 
@@ -84,6 +90,14 @@ class ShardRows:
         except OSError as error:
             raise ArgumentError(f"{path} cannot be read: {error}") from error
         return row_of(key, found, self.name(index))
+
+
+def _check_end(path: Path, place: int) -> None:
+    """Refuse a file that goes on with anything but zeros behind its last member: `tarfile` takes that for its end."""
+    with open(path, "rb") as file:
+        file.seek(place)
+        if any(file.read(tarfile.BLOCKSIZE)):
+            raise tarfile.ReadError(f"it is damaged at byte {place:,}")
 
 
 def key_of(name: str) -> str | None:

@@ -9,7 +9,9 @@ from torch.utils.data import Dataset
 from transformers import BatchFeature
 
 from cornstarch.data.collation import Collated, Collator, labelled_batch
+from cornstarch.data.files import RowSource
 from cornstarch.data.mixtures import MixtureSource
+from cornstarch.data.rows import BrokenFile
 from cornstarch.data.samples import Place, Sample, Source
 from cornstarch.data.streams import StreamSource
 from cornstarch.errors import ArgumentError, CornstarchError, MediaError, ModalityMismatchError
@@ -232,6 +234,25 @@ def named(error: Exception, name: str) -> Exception:
 def chance_at(seed: int, number: int, index: int) -> random.Random:
     """The random numbers that belong to one sample in one pass through its source."""
     return random.Random(f"sample {seed} {number} {index}")
+
+
+def broken_files(source: Source | StreamSource) -> list[BadSample]:
+    """Files of a source of which only a part is used, since they are damaged.
+
+    Args:
+        source: opened with `salvage`.
+
+    Returns:
+        One entry a file.
+    """
+    if isinstance(source, MixtureSource):
+        return [entry for part in source.sources for entry in broken_files(part)]
+    found = source.broken if isinstance(source, RowSource) else ()
+    return [BadSample(name=file.path, kind="BrokenFile", reason=_with_rest(file)) for file in found]
+
+
+def _with_rest(file: BrokenFile) -> str:
+    return f"{file.reason}; {file.rows:,} entries of it are used"
 
 
 def order_of(source: Source, seed: int, epoch: int, *, shuffle: bool = True) -> "Order":

@@ -32,6 +32,7 @@ from cornstarch.training.config import (
     TrainingConfig,
     TrainsConfig,
 )
+from cornstarch.training.data_check import DataCheck, check_data
 from cornstarch.training.evaluation import Evaluation, answer, evaluate
 from cornstarch.training.loop import Callback, Loop, StepRecord
 from cornstarch.training.metrics import read_metrics
@@ -46,6 +47,7 @@ __all__ = [
     "SCHEDULES",
     "Callback",
     "CallbacksConfig",
+    "DataCheck",
     "DataConfig",
     "DigitsAndTonesConfig",
     "DigitsConfig",
@@ -76,6 +78,7 @@ __all__ = [
     "TrainsConfig",
     "answer",
     "build_model",
+    "check_data",
     "choose",
     "evaluate",
     "load_run",

@@ -191,11 +191,12 @@ def _imported(
     return model, processor
 
 
-def make_source(config: SourceConfig) -> Source:
+def make_source(config: SourceConfig, *, salvage: bool = False) -> Source:
     """The samples that a config describes.
 
     Args:
         config: of a source.
+        salvage: of files that are damaged take what can be read.
 
     Returns:
         The source.
@@ -206,22 +207,26 @@ def make_source(config: SourceConfig) -> Source:
     """
     if isinstance(config, MixtureConfig):
         return MixtureSource(
-            [make_source(entry) for entry in config.sources], config.weights, when_one_ends=config.when_one_ends
+            [make_source(entry, salvage=salvage) for entry in config.sources],
+            config.weights,
+            when_one_ends=config.when_one_ends,
         )
     if isinstance(config, RowsConfig):
         if config.streaming:
             raise ArgumentError(f"{config.path} is to be streamed; here a source is needed whose samples have numbers")
-        return RowSource(config.path, config.source, **_row_options(config))
+        options = {**_row_options(config), "salvage": salvage, "leave_out": config.leave_out}
+        return RowSource(config.path, config.source, **options)
     if isinstance(config, DigitsAndTonesConfig):
         return DigitsAndTonesSource(config.split, config.shift, config.blank_image, config.blank_sound)
     return DigitsSource(config.split, config.shift, config.blank)
 
 
-def open_source(config: SourceConfig) -> Source | StreamSource:
+def open_source(config: SourceConfig, *, salvage: bool = False) -> Source | StreamSource:
     """The samples that a config describes, or the stream, if it is to be one.
 
     Args:
         config: of a source.
+        salvage: of files that are damaged take what can be read.
 
     Returns:
         The source or stream.
@@ -232,7 +237,7 @@ def open_source(config: SourceConfig) -> Source | StreamSource:
     """
     if isinstance(config, RowsConfig) and config.streaming:
         return make_stream(config)
-    return make_source(config)
+    return make_source(config, salvage=salvage)
 
 
 def make_stream(config: RowsConfig) -> StreamSource:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -45,6 +45,7 @@ class StepRecord:
         samples: of the step.
         skipped: batches before it from which there was nothing to learn.
         bad: samples of the step, and of the batches before it, that could not be used.
+        unlabelled: names of those in which no token is labelled.
         seconds: from the batch's request to the end of the step.
         learning_rates: the highest of every part that trains.
         grad_norm: length of the gradient before clipping.
@@ -59,6 +60,7 @@ class StepRecord:
     samples: int
     skipped: int = 0
     bad: tuple[BadSample, ...] = ()
+    unlabelled: tuple[str, ...] = ()
     seconds: float
     learning_rates: dict[str, float]
     grad_norm: float
@@ -209,18 +211,19 @@ class Loop:
         Raises:
             TrainingError: if no token is labelled, no gradient arises, or something is not finite.
         """
-        started, skipped, bad = time.perf_counter(), 0, tuple[BadSample, ...]()
+        started, skipped = time.perf_counter(), 0
+        bad, unlabelled = tuple[BadSample, ...](), tuple[str, ...]()
         while True:
             before = self.batches.state_dict()
             batch = next(self.batches)
-            bad += batch.bad
+            bad, unlabelled = bad + batch.bad, unlabelled + batch.unlabelled
             try:
-                record = self._take(batch, started, skipped, bad)
+                record = self._take(batch, started)
             except TrainingError:
                 self.batches.load_state_dict(before)  # the step can be taken again
                 raise
             if record is not None:
-                return record
+                return replace(record, skipped=skipped, bad=bad, unlabelled=unlabelled)
             skipped += 1
             if skipped == _MOST_SKIPPED:
                 raise TrainingError(
@@ -229,7 +232,7 @@ class Loop:
                     f"{_listed(batch.names or [entry.name for entry in batch.bad])}"
                 )
 
-    def _take(self, batch: StepBatch, started: float, skipped: int, bad: tuple[BadSample, ...]) -> StepRecord | None:
+    def _take(self, batch: StepBatch, started: float) -> StepRecord | None:
         """Take a step on a batch; None if there is nothing to learn from it."""
         step = self.step + 1
         marks = getattr(self.model, "modality_token_ids", {}).values()
@@ -260,8 +263,6 @@ class Loop:
             tokens=sum(real_tokens(micro) for micro in batch.micro_batches),
             labelled_tokens=sum(labelled),
             samples=batch.samples,
-            skipped=skipped,
-            bad=bad,
             seconds=time.perf_counter() - started,
             learning_rates=rates,
             grad_norm=math.hypot(*lengths),

@@ -88,7 +88,7 @@ def as_line(records: Sequence[StepRecord]) -> dict[str, Any]:
     """The line of the last of several steps: its own figures, and the speed over all of them."""
     record = records[-1]
     seconds, skipped = sum(entry.seconds for entry in records), sum(entry.skipped for entry in records)
-    bad = sum(len(entry.bad) for entry in records)
+    bad, unlabelled = sum(len(entry.bad) for entry in records), sum(len(entry.unlabelled) for entry in records)
     return {
         **record.metrics,
         "step": record.step,
@@ -100,6 +100,7 @@ def as_line(records: Sequence[StepRecord]) -> dict[str, Any]:
         "grad_norm": record.grad_norm,
         **({"skipped": skipped} if skipped else {}),
         **({"bad_samples": bad} if bad else {}),
+        **({"unlabelled": unlabelled} if unlabelled else {}),
         **{f"learning_rate/{part}": rate for part, rate in record.learning_rates.items()},
         **{f"grad_norm/{part}": norm for part, norm in record.grad_norms.items()},
     }

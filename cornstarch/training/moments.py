@@ -99,7 +99,7 @@ class Reporter(Callback):
 
     def on_step(self, loop: Loop, record: StepRecord) -> None:
         """A line for each."""
-        for entry in record.bad:
+        for entry in (*record.bad, *map(_unlabelled, record.unlabelled)):
             instead = f"{entry.replaced_by} takes its place" if entry.replaced_by is not None else "left out"
             warn(f"step {loop.step}: {told(entry)}; {instead}")
             try:
@@ -123,6 +123,11 @@ class Reporter(Callback):
                 f"bad samples: {len(lines)} ({listed}), {names} different, {len(lines) - replaced} left out, "
                 f"{replaced} replaced; see {self._path}"
             )
+
+
+def _unlabelled(name: str) -> BadSample:
+    """A sample of which nothing can be learnt, as one that cannot be used."""
+    return BadSample(name=name, kind="unlabelled", reason=f"{name}: no labelled token, perhaps since it was cut")
 
 
 def told(entry: BadSample) -> str:

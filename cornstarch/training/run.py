@@ -19,7 +19,7 @@ from cornstarch.data import (
     set_template,
 )
 from cornstarch.data.collation import labelled_batch
-from cornstarch.data.steps import good_samples
+from cornstarch.data.steps import broken_files, good_samples
 from cornstarch.data.viewing import refusal
 from cornstarch.errors import ArgumentError, CornstarchError, TrainingError
 from cornstarch.models.multimodal_language_model import MultimodalModel, MultimodalProcessor, anatomy, pretrained
@@ -103,11 +103,12 @@ def train(
     if resumed is not None:
         refuse_other_config(folder.config, config)
     device = _prepare(config)
-    source = _source(config.data.train) if source is None else source
+    salvage = config.data.bad_samples != "stop"
+    source = _source(config.data.train, salvage) if source is None else source
     if isinstance(source, StreamSource) and config.training.steps is None:
         raise ArgumentError("training.steps must be given: nobody knows how long a stream is")
     if validation is None and config.data.validation is not None:
-        validation = building.make_source(config.data.validation)
+        validation = building.make_source(config.data.validation, salvage=salvage)
 
     model, processor = _model(config, model, processor, resumed)
     model.to(device)
@@ -186,10 +187,10 @@ def _prepare(config: TrainConfig) -> torch.device:
     return device
 
 
-def _source(config: SourceConfig | None) -> Source | StreamSource:
+def _source(config: SourceConfig | None, salvage: bool) -> Source | StreamSource:
     if config is None:
         raise ArgumentError("data.train must be given: there is nothing to train on")
-    return building.open_source(config)
+    return building.open_source(config, salvage=salvage)
 
 
 def _model(
@@ -248,6 +249,7 @@ def _checker(
         if config.evaluation.every is not None:
             raise ArgumentError("evaluation.every is given, but there is no data.validation to check the model on")
         return None
+    warn_of_broken(validation)
     number = config.evaluation.samples
     samples = usable_samples(config, collator, validation, max(number, _LOOKED_AT) if number is not None else None)
     _look_at(collator, samples[:_LOOKED_AT], "data.validation", show=False)
@@ -275,6 +277,12 @@ def usable_samples(
     for entry in bad:
         warn(f"{told(entry)}; left out")
     return samples
+
+
+def warn_of_broken(source: Source) -> None:
+    """Name the damaged files of a source that is checked on; of training data its first step does."""
+    for entry in broken_files(source):
+        warn(entry.reason)
 
 
 def _look_at(collator: Collator, samples: list[Sample], name: str, *, show: bool = True) -> None:

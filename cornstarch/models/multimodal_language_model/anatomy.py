@@ -423,6 +423,13 @@ def most_positions(language_model: nn.Module) -> int | None:
     return min(sizes) - first_position(language_model) if sizes else None
 
 
+def positions_made_for(language_model: nn.Module) -> int | None:
+    """How many positions a language model was made for, by its config's word; None if that says nothing."""
+    config = getattr(language_model, "config", None)
+    found = getattr(config.get_text_config(), "max_position_embeddings", None) if config is not None else None
+    return found if isinstance(found, int) and found > 0 else None
+
+
 def _tells_positions(name: str) -> bool:
     leaf = name.rpartition(".")[2]
     return leaf == "wpe" or "position" in leaf

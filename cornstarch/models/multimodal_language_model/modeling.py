@@ -85,6 +85,11 @@ class MultimodalModel(Composition):
         return (*(name for name in names if name.isidentifier()), "output_logits", "shift_labels")
 
     @property
+    def most_positions(self) -> int | None:
+        """How many positions the language model has in a table; None where any number will do."""
+        return self._most_positions
+
+    @property
     def modality_token_ids(self) -> dict[str, int]:
         """Modality key to the id that marks its positions in `input_ids`."""
         return dict(self.config.modality_token_ids)

@@ -352,6 +352,11 @@ class MultimodalProcessor:
             for key, processor in self.encoder_processors.items()
         }
 
+    @property
+    def most_positions(self) -> int | None:
+        """How many positions the model's language model has in a table; None where any number will do."""
+        return self._model.most_positions
+
     # --- the tokenizer's side -----------------------------------------------------------------------------------------
 
     @property

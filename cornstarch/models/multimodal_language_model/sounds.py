@@ -15,6 +15,8 @@ from cornstarch.models.multimodal_language_model.limits import MediaLimits
 
 Sound = np.ndarray[Any, np.dtype[np.float32]]
 _RATES = (100, 1_000_000)  # the least and most samples a second of anything that is a sound
+# Bytes that a file claims to have whose writer did not know how many there would be.
+_NOBODY_KNOWS = 0x7FFF0000
 
 
 def read_audio(path: str | Path, sampling_rate: int, limits: MediaLimits | None = None) -> Sound:
@@ -102,6 +104,13 @@ def _one_channel(values: Any) -> Sound:
     samples = np.asarray(values.detach().cpu().float() if isinstance(values, Tensor) else values, dtype=np.float32)
     if samples.ndim == 2:
         samples = samples.mean(axis=int(np.argmin(samples.shape)), dtype=np.float32)
+    return _finite(samples)
+
+
+def _finite(samples: Sound) -> Sound:
+    """Refuse what would make every number of a step a NaN."""
+    if not np.isfinite(samples).all():
+        raise MediaError("it has samples that are no finite numbers")
     return samples
 
 
@@ -130,12 +139,15 @@ def _wav(data: bytes, limits: MediaLimits) -> tuple[Sound, int] | None:
     try:
         with wave.open(io.BytesIO(data)) as file:
             width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
-            frames = file.readframes(file.getnframes())
+            claimed = file.getnframes()
+            frames = file.readframes(claimed)
     except (wave.Error, EOFError):
         return None
     if not 1 <= width <= 4:
         return None
     whole = len(frames) // (width * channels)
+    if whole < claimed and claimed * width * channels < _NOBODY_KNOWS:
+        raise MediaError(f"the file is truncated: it ends after {whole:,} of {claimed:,} samples")
     _check_length(whole, rate, limits)
     frames = frames[: whole * width * channels]
     if width == 1:  # unsigned, unlike all others
@@ -159,8 +171,10 @@ def _with_soundfile(data: bytes, limits: MediaLimits) -> tuple[Sound, int]:
             _check_length(file.frames, file.samplerate, limits)  # as the header has it, before anything is decoded
             samples = file.read(dtype="float32", always_2d=True)
             rate = int(file.samplerate)
+    except MediaError:
+        raise
+    except soundfile.LibsndfileError as error:  # whose text says where the bytes are in memory
+        raise MediaError(error.error_string) from error
     except (soundfile.SoundFileError, TypeError, ValueError) as error:
-        if isinstance(error, MediaError):
-            raise
         raise MediaError(str(error)) from error
-    return samples.mean(axis=1, dtype=np.float32), rate
+    return _finite(samples.mean(axis=1, dtype=np.float32)), rate

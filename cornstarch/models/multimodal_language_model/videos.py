@@ -81,11 +81,24 @@ def _of_folder(folder: Path) -> Iterator[Path]:
 def _of_picture(picture: Image.Image) -> Iterator[tuple[float, float, Any]]:
     """(start, end in seconds, frame) of an animated picture."""
     time = 0.0
-    for frame in ImageSequence.Iterator(picture):
-        shown = frame.copy()  # decodes it; only then a WebP's duration is known
+    for frame in _decoded(ImageSequence.Iterator(picture)):
+        shown = frame.copy()
         end = time + max(float(frame.info.get("duration", 0)) / 1000, _TICK)
         yield time, end, shown
         time = end
+
+
+def _decoded(frames: Iterator[Image.Image]) -> Iterator[Image.Image]:
+    """Frames that are known to decode; only then a WebP's duration is known."""
+    while True:
+        try:
+            frame = next(frames)
+            frame.load()
+        except StopIteration:
+            return
+        except Exception as error:  # as of images: decoders of damaged files raise what comes
+            raise MediaError(str(error) or type(error).__name__) from error
+        yield frame
 
 
 def _at_rate(shown: Iterator[tuple[float, float, Any]], rate: float) -> Iterator[Any]:

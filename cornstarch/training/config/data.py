@@ -75,6 +75,8 @@ class RowsConfig:
     """Branch, tag or commit on the hub."""
     frames_per_second: float = 1.0
     """To take of videos."""
+    leave_out: str | None = None
+    """A list of entries that are not used, which `cornstarch data check` writes."""
     streaming: bool = False
     """Read one after the other what is too large to have. For training alone, and a number of `training.steps`."""
     window: int = 1000
@@ -84,6 +86,8 @@ class RowsConfig:
         require(self.frames_per_second > 0, "frames_per_second", f"above 0, found {self.frames_per_second}")
         require(self.window > 0, "window", f"at least one row, found {self.window}")
         pair = self.source in ("caption", "transcript")
+        numbered = self.leave_out is None or not self.streaming
+        require(numbered, "leave_out", "a stream's samples have no numbers; use bad_samples: skip")
         require(pair or not self.prompt, "prompt", f"is for caption and transcript, found source {self.source!r}")
         both = bool(self.prompt) and not self.text_beside_media
         require(not both, "prompt", "stands beside a medium, and `text_beside_media: false` leaves such text out")

@@ -1,0 +1,153 @@
+"""10. A config's data, looked at before a run: what cannot be used, and what the rest comes to."""
+
+import os
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from cornstarch.data import Collator, MixtureSource, Source
+from cornstarch.data.doctor.findings import Examiner
+from cornstarch.data.doctor.kinds import KINDS
+from cornstarch.data.doctor.report import bad_samples, leave_out, number_of, summary_of
+from cornstarch.data.doctor.scan import Scan, scan
+from cornstarch.data.steps import order_of
+from cornstarch.errors import ArgumentError
+from cornstarch.models.multimodal_language_model import MultimodalModel, MultimodalProcessor, anatomy, freezing
+from cornstarch.training import building, selection
+from cornstarch.training.config import TrainConfig
+from cornstarch.training.devices import pick_device
+from cornstarch.training.forecast import Length, PartWork, forecast
+from cornstarch.training.work import measured_speed, part_work
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCheck:
+    """What a check of data came to.
+
+    Attributes:
+        report: `summary`, `forecast` (None but for training data) and `bad`, as report.json has them.
+        leave_out: what cannot be used, as the key `leave_out` of a source takes it.
+        scan: what was seen of each sample.
+        max_length: positions that a sample is cut to; None if it is not.
+    """
+
+    report: dict[str, Any]
+    leave_out: dict[str, Any]
+    scan: Scan
+    max_length: int | None = None
+
+    @property
+    def is_good(self) -> bool:
+        """Whether everything that was looked at can be used."""
+        summary = self.report["summary"]
+        return not summary["errors"] and not summary["broken_files"]
+
+
+def check_data(
+    config: TrainConfig,
+    *,
+    split: str = "train",
+    workers: int | None = None,
+    limit: int | None = None,
+    also: Collection[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> DataCheck:
+    """Look at every sample of a config's data as training would: read, decoded, collated. No weights are loaded.
+
+    Args:
+        config: of the training.
+        split: train, validation or test.
+        workers: processes that look; one for each CPU if left out; 0 looks here, where a decoder that crashes is not
+            survived.
+        limit: look at so many samples only, evenly spread.
+        also: kinds of warnings whose samples are left out, too.
+        progress: is told how many samples more are done, of how many.
+
+    Returns:
+        What was found. After Ctrl-C, what was found until then; its summary says that it is partial.
+
+    Raises:
+        ArgumentError: if there is no such data, nothing of it can be read, or a kind is none.
+    """
+    chosen = getattr(config.data, split)
+    if chosen is None:
+        raise ArgumentError(f"data.{split} must be given: there is nothing to check")
+    warnings = [kind for kind, known in KINDS.items() if known.severity == "warning"]
+    unknown = sorted(set(also) - set(warnings))
+    if unknown:
+        raise ArgumentError(f"{unknown[0]} is no kind of warning; expected {', '.join(warnings)}")
+    source = building.make_source(chosen, salvage=True)
+    model, processor = building.build_model(config.model, config.data.template, weights=False)
+    processor.media_limits = building.make_limits(config.data.limits)
+    examiner = Examiner(
+        source,
+        Collator(processor, config.data.max_length, config.data.turns),
+        seed=config.training.seed,
+        made_for=anatomy.positions_made_for(freezing.unwrap(model.language_model)),
+        budget=building.make_budget(config.training) if split == "train" else None,
+    )
+    total = number_of(source)
+    number = min(total, limit) if limit is not None else total
+    seen = scan(
+        examiner,
+        [place * total // number for place in range(number)],
+        workers=(os.cpu_count() or 1) if workers is None else workers,
+        progress=(lambda more: progress(more, number)) if progress is not None else None,
+    )
+    bad = bad_samples(source, seen)
+    report = {
+        "summary": {"split": f"data.{split}", **summary_of(source, seen, bad)},
+        "forecast": _forecast(config, source, seen, model, processor) if split == "train" and seen.seen else None,
+        "bad": bad,
+    }
+    left_out = leave_out(source, seen, also)
+    return DataCheck(report=report, leave_out=left_out, scan=seen, max_length=config.data.max_length)
+
+
+def _forecast(
+    config: TrainConfig, source: Source, seen: Scan, model: MultimodalModel, processor: MultimodalProcessor
+) -> dict[str, Any]:
+    lengths = {
+        entry.index: Length(
+            positions=entry.positions,
+            labelled=entry.labelled,
+            features=entry.features,
+            seconds=entry.seconds,
+            media=entry.media,
+        )
+        if entry.is_usable
+        else None
+        for entry in seen.seen
+    }
+    training, device = config.training, pick_device(config.training.device)
+    parts, why = _parts(config, model, processor)
+    values = forecast(
+        lengths,
+        order_of(source, training.seed, 0).indices,
+        batch_size=training.batch_size,
+        budget=building.make_budget(training),
+        length_window=training.length_window,
+        seed=training.seed,
+        steps=training.steps,
+        epochs=training.epochs,
+        parts=parts,
+        checkpointing=training.gradient_checkpointing,
+        speed=measured_speed(device, training.precision),
+        workers=config.data.workers,
+    )
+    values["compute"]["device"] = str(device)
+    mixture = ["of a mixture, the order is that of its first epoch"] if isinstance(source, MixtureSource) else []
+    return {**values, "assumptions": [*values["assumptions"], *mixture, *why]}
+
+
+def _parts(
+    config: TrainConfig, model: MultimodalModel, processor: MultimodalProcessor
+) -> tuple[list[PartWork], list[str]]:
+    """The work of a model as the config trains it; if that cannot be told without weights, as it is, and why."""
+    added = config.model.language_model.added_tokens if config.model.language_model is not None else []
+    try:
+        rows = [processor.llm_tokenizer.convert_tokens_to_ids(token) for token in added]
+        selection.choose(model, config.trains, rows)
+    except Exception as error:  # which training says itself; samples can be looked at all the same
+        return part_work(model), [f"what trains could not be chosen, so all work is as if every part did: {error}"]
+    return part_work(model), []
