@@ -19,7 +19,7 @@ from cornstarch.data.doctor.findings import Examiner
 from cornstarch.data.doctor.kinds import KINDS, remarks_on
 from cornstarch.data.doctor.scan import scan
 from cornstarch.training import building
-from tests import pages
+from tests import pages, tiny
 from tests.data import damage
 from tests.data.damage import CONTAINERS, Made
 from tests.training import toy
@@ -469,7 +469,7 @@ def test_the_forecast_is_what_training_takes(tmp_path: Path, training: dict[str,
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_the_forecast_of_work(tmp_path: Path, frozen: bool) -> None:
-    """Within a fifth of what PyTorch counts in a step of a tiny model, whose head is most of it."""
+    """Within 3 % of what PyTorch counts in a step: the head is given a row more than there are labels."""
     from torch.utils.flop_counter import FlopCounterMode
 
     lines = [damage.of_length({}, 60)]
@@ -486,11 +486,12 @@ def test_the_forecast_of_work(tmp_path: Path, frozen: bool) -> None:
     choose(model, config.trains)
     source: Any = building.make_source(config.data.train)
     batch = Collator(processor)([source.sample(0, None)])
+    tiny.ask(model)
     with FlopCounterMode(display=False) as counter:
         loss = model(**batch).loss
         if not frozen:
             loss.backward()
-    assert found["flops_per_epoch"] == pytest.approx(counter.get_total_flops(), rel=0.2)
+    assert found["flops_per_epoch"] == pytest.approx(counter.get_total_flops(), rel=0.03)
 
 
 def test_work_by_bounds() -> None:

@@ -323,8 +323,8 @@ def test_arguments_are_read_once_and_of_each_processor_its_own() -> None:
 
 
 def test_a_sound_longer_than_the_encoder_hears() -> None:
-    """Refused with both lengths, as its text would be learnt from its beginning; taken where truncation is asked for."""
-    model, processor = parts.three_modalities()
+    """Refused with both lengths, as all of its text would be learnt; cut where truncation is asked for."""
+    _, processor = parts.three_modalities()
     seconds = processor.encoder_processors["audio"].n_samples // 16000
     sound = parts.sound(16000 * (seconds + 1))
     given = {"audio": {"raw_speech": [sound], "sampling_rate": 16000}}
