@@ -98,6 +98,8 @@ def test_steps_of_like_length(lengths: list[int], size: int, seed: int) -> None:
 def test_budgets_that_cannot_be() -> None:
     with pytest.raises(ArgumentError, match="at least one position, found 0"):
         Budget(positions=0)
+    with pytest.raises(ArgumentError, match=r"micro_batch_size or a budget, .*found 4 and Budget"):
+        batches(micro_batch_size=4, budget=Budget(positions=60))
 
 
 # --- joining what was prepared one by one -----------------------------------------------------------------------------
@@ -190,7 +192,23 @@ def test_a_processor_with_an_order_of_its_own_is_seen() -> None:
             return made
 
     inner.__class__ = Backwards
-    assert_joined(collator, [toy.Colours().sample(index, random.Random(0)) for index in range(6)])
+    samples = [toy.Colours().sample(index, random.Random(0)) for index in range(6)]
+    assert_joined(collator, samples)
+    # Samples that are all the same do not show it; those after them do.
+    join = Joiner(collator)
+    for chosen in ([samples[0]] * 3, samples):
+        found, expected = join(alone(collator, chosen)), collator(chosen)
+        assert torch.equal(found["pixel_values"], expected["pixel_values"])
+
+
+def test_joined_is_not_collated_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the first time, which is what joining is for."""
+    _, collator = toy.model_and_collator()
+    parts_of_it = alone(collator, [toy.Colours().sample(index, random.Random(0)) for index in range(6)])
+    join = Joiner(collator)
+    join(parts_of_it)
+    monkeypatch.setattr(Collator, "__call__", None)
+    assert len(join(parts_of_it)["input_ids"]) == 6
 
 
 # --- micro-batches by length ------------------------------------------------------------------------------------------
@@ -322,7 +340,7 @@ def test_above_the_budget_by_itself() -> None:
     assert bad
     assert step.samples == 8 - len(bad)
     assert rows(step) == Counter({ids: count for ids, count in rows(wanted).items() if len(ids) <= 60})
-    with pytest.raises(SampleError, match=r"takes 2 media, and a micro-batch may have 1 "):
+    with pytest.raises(SampleError, match=r"takes 2 media, and a micro-batch may have 1 .*leave such samples out"):
         next(batches(budget=Budget(media=1))[1])
 
 
