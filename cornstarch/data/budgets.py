@@ -52,16 +52,22 @@ class Budget:
         """Whether sizes have to be known to keep to it."""
         return self.positions is not None or self.media is not None
 
+    def excess(self, size: Size) -> str | None:
+        """What a single sample takes too much of, in words; None if it fits."""
+        name = self._exceeded(size)
+        if name is None:
+            return None
+        found, limit = getattr(size, name), getattr(self, name)
+        return f"it takes {found} {name}, and a micro-batch may have {limit} (training.micro_batch_{name})"
+
     def refusal(self, name: str, size: Size) -> str | None:
         """What is said of a sample that takes too much by itself; None if it fits."""
-        for what in ("positions", "media"):
-            found, limit = getattr(size, what), getattr(self, what)
-            if limit is not None and found > limit:
-                return (
-                    f"{name}: it takes {found} {what}, and a micro-batch may have {limit} "
-                    f"(training.micro_batch_{what}): {_REMEDIES[what]}"
-                )
-        return None
+        exceeded = self._exceeded(size)
+        return f"{name}: {self.excess(size)}: {_REMEDIES[exceeded]}" if exceeded is not None else None
+
+    def _exceeded(self, size: Size) -> str | None:
+        limits = {"positions": self.positions, "media": self.media}
+        return next((name for name, limit in limits.items() if limit is not None and getattr(size, name) > limit), None)
 
     def groups(self, sizes: Sequence[Size]) -> list[list[int]]:
         """Put samples together, the longest first, each group as large as the budget lets it be.
