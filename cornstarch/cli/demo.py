@@ -63,7 +63,6 @@ def ask(folder: Path) -> Outcome:
 
     Returns:
         The figures.
-
     """
     model, processor = building.load_run(folder)
     collator = Collator(processor)

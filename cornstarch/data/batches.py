@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from cornstarch.data.budgets import Budget
+from cornstarch.data.budgets import Budget, budget_of
 from cornstarch.data.collation import Collator
 from cornstarch.data.lengths import Window, windows
 from cornstarch.data.loader import prepared
@@ -41,7 +41,7 @@ class Batches:
             another then; which are in the window is not.
 
     Raises:
-        ArgumentError: for an empty source or a size below 1.
+        ArgumentError: for an empty source, a size below 1, or both a `micro_batch_size` and a `budget`.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Batches:
     ) -> None:
         if not len(source):
             raise ArgumentError("the source has no samples")
-        budget = budget or Budget(samples=micro_batch_size)
+        budget = budget_of(micro_batch_size, budget)
         if batch_size < 1 or length_window < 1:
             raise ArgumentError(f"a step has a sample and a window a step, found {batch_size} and {length_window}")
         self._source = source
@@ -110,9 +110,10 @@ class Batches:
             ArgumentError: if the other had another number of samples, batch size, seed or order.
         """
         for name, value in self._made_of.items():
-            if state.get(name, _BEFORE.get(name)) != value:
+            former = state.get(name, _BEFORE.get(name))
+            if former != value:
                 raise ArgumentError(
-                    f"cannot go on in the data: {name} was {state.get(name)} and is {value}, so its order is another"
+                    f"cannot go on in the data: {name} was {former} and is {value}, so its order is another"
                 )
         self._epoch, self._step = state["epoch"], state["step"]
         self.close()

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from cornstarch.errors import ArgumentError
 
 _ONE = {"samples": "sample", "positions": "position", "media": "medium"}
+_REMEDIES = {
+    "positions": "allow more, or cut samples with data.max_length",
+    "media": "allow more, or leave such samples out with data.bad_samples",  # those that are cut off count, too
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +20,7 @@ class Size:
 
     Attributes:
         positions: in the language model.
-        media: images, sounds and videos.
+        media: images, sounds and videos, with those that are cut off.
     """
 
     positions: int
@@ -50,16 +54,20 @@ class Budget:
 
     def excess(self, size: Size) -> str | None:
         """What a single sample takes too much of, in words; None if it fits."""
-        for name in ("positions", "media"):
-            found, limit = getattr(size, name), getattr(self, name)
-            if limit is not None and found > limit:
-                return f"it takes {found} {name}, and a micro-batch may have {limit} (training.micro_batch_{name})"
-        return None
+        name = self._exceeded(size)
+        if name is None:
+            return None
+        found, limit = getattr(size, name), getattr(self, name)
+        return f"it takes {found} {name}, and a micro-batch may have {limit} (training.micro_batch_{name})"
 
     def refusal(self, name: str, size: Size) -> str | None:
         """What is said of a sample that takes too much by itself; None if it fits."""
-        excess = self.excess(size)
-        return f"{name}: {excess}: allow more, or cut samples with data.max_length" if excess is not None else None
+        exceeded = self._exceeded(size)
+        return f"{name}: {self.excess(size)}: {_REMEDIES[exceeded]}" if exceeded is not None else None
+
+    def _exceeded(self, size: Size) -> str | None:
+        limits = {"positions": self.positions, "media": self.media}
+        return next((name for name, limit in limits.items() if limit is not None and getattr(size, name) > limit), None)
 
     def groups(self, sizes: Sequence[Size]) -> list[list[int]]:
         """Put samples together, the longest first, each group as large as the budget lets it be.
@@ -88,6 +96,24 @@ class Budget:
         return all(limit is None or found[name] <= limit for name, limit in vars(self).items())
 
 
+def budget_of(samples: int | None, budget: Budget | None) -> Budget:
+    """The budget of a micro-batch, of which a number of samples is the short form.
+
+    Args:
+        samples: of a micro-batch.
+        budget: of it.
+
+    Returns:
+        The one that is given, or one without limits.
+
+    Raises:
+        ArgumentError: if both are.
+    """
+    if budget is not None and samples is not None:
+        raise ArgumentError(f"give micro_batch_size or a budget, which has `samples`; found {samples} and {budget}")
+    return budget or Budget(samples=samples)
+
+
 def steps_of_like_length(lengths: Sequence[int], size: int, chance: random.Random) -> list[list[int]]:
     """Put the samples of several steps together anew, so that those of a step are about as long as each other.
 
@@ -100,15 +126,17 @@ def steps_of_like_length(lengths: Sequence[int], size: int, chance: random.Rando
         Indices of the samples of every step, in the order of the steps; within a step in their own.
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    rest = [len(order) % size] if len(order) % size else []
+    whole, left = divmod(len(order), size)
+    rest = [left] if left else []
 
     def cut(before: int) -> list[list[int]]:
         """With the smaller step, if there is one, behind so many others."""
-        sizes = [*[size] * before, *rest, *[size] * (len(order) // size - before)]
+        sizes = [*[size] * before, *rest, *[size] * (whole - before)]
         ends = itertools.accumulate(sizes)
         return [sorted(order[end - number : end]) for end, number in zip(ends, sizes, strict=True)]
 
-    steps = min(map(cut, range(len(order) // size + 1)), key=lambda steps: _padded(steps, lengths))
+    ways = map(cut, range(whole + 1) if rest else [0])
+    steps = min(ways, key=lambda steps: _padded(steps, lengths))
     chance.shuffle(steps)
     return steps
 

@@ -14,6 +14,7 @@ from cornstarch.models.multimodal_language_model.chat_templates import end_of_tu
 from cornstarch.models.multimodal_language_model.merge import IGNORE_INDEX
 from cornstarch.models.multimodal_language_model.processed import Processed
 from cornstarch.models.multimodal_language_model.processing import MultimodalProcessor
+from cornstarch.models.multimodal_language_model.remembering import remembered
 
 _Arguments = tuple[dict[str, dict[str, Any]], dict[str, Any]]  # of the processor: its inputs, and its text
 
@@ -144,7 +145,9 @@ class Collator:
         for key, (argument, kinds) in self.processor.media_arguments.items():
             media = [[medium for kind, medium in sample.media if kind in kinds] for sample in samples]
             if any(media):
-                inputs[key] = {argument: media, **_padding(self.processor.encoder_processors[key])}
+                inputs[key] = {argument: media}
+                if _must_be_padded(self.processor.encoder_processors[key]):
+                    inputs[key]["padding"] = True
         options["text"] = [conversation.text for conversation in rendered]
         if any(conversation.plain for conversation in rendered):
             options["plain_spans"] = [conversation.plain for conversation in rendered]
@@ -188,10 +191,11 @@ def labelled_batch(
     return (collator(left) if left else None), [samples[place] for place in out]
 
 
-def _padding(processor: Any) -> dict[str, bool]:
-    """Have sounds padded to the longest by a feature extractor that would not pad them unless it is told to."""
+@remembered
+def _must_be_padded(processor: Any) -> bool:
+    """Whether it is a feature extractor that pads sounds to the longest only if it is told to."""
     padding = inspect.signature(processor).parameters.get("padding")
-    return {"padding": True} if padding is not None and padding.default is False else {}
+    return padding is not None and padding.default is False
 
 
 def _up_to_answer(sample: Sample) -> Sample:

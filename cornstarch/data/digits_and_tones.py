@@ -1,10 +1,9 @@
 """1a. The second embedded data set: questions about a handwritten digit and a telephone key that is heard with it.
 
 Every sample has an image and a sound, and its question says which of the two it takes, or both; numbers are answered in
-figures. The images and their
-split are those of `digits`. The sounds are synthesised (`tones`): of training by the chance that a source is given,
-others every epoch; of validation and testing by a seed of their own, so that they are always the same, and no sound is
-ever in two splits.
+figures. The images and their split are those of `digits`. The sounds are synthesised (`tones`): of training by the
+chance that a source is given, others every epoch; of validation and testing by a seed of their own, so that they are
+always the same, and no sound is ever in two splits.
 
 Of the keys, the ten figures are heard: what is the sum of a digit and `*`? They are drawn independently of the digit,
 each as often as the others; but for the question whether both are the same, of which half are. So, where a question

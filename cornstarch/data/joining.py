@@ -19,7 +19,8 @@ class Joiner:
 
     That is what most processors do with several inputs. Where one brings them to a common size (sounds to the longest),
     shapes differ, and the samples are collated anew. Where one arranges them in a way of its own, that is seen: what is
-    put together the first time is compared with what the collator makes of the samples.
+    put together the first time is compared with what the collator makes of the samples; and again, as long as they are
+    so alike that another order would not be seen.
 
     Args:
         collator: that makes the batches, right-padded.
@@ -53,11 +54,13 @@ class Joiner:
         fill["token_type_ids"] = tokenizer.pad_token_type_id
         rows = {name: _padded([batch[name] for batch in batches], fill.get(name, 0)) for name in text}
         found = BatchFeature({**rows, **together})
-        if arrangement not in self._is_right:
-            expected = self._collated(parts)
-            self._is_right[arrangement] = _equal(found, expected)
-            return expected
-        return found
+        if arrangement in self._is_right:
+            return found
+        expected = self._collated(parts)
+        is_right = _equal(found, expected)
+        if not is_right or _differ_backwards(media):
+            self._is_right[arrangement] = is_right
+        return expected
 
     def _collated(self, parts: Sequence[Collated]) -> BatchFeature:
         return self._collator([part.sample for part in parts])
@@ -79,6 +82,15 @@ def _one_behind_the_other(media: Sequence[_Tensors], names: Sequence[str]) -> di
 def _padded(rows: Sequence[Tensor], fill: int) -> Tensor:
     longest = max(row.shape[1] for row in rows)
     return torch.cat([pad(row, (0, longest - row.shape[1]), value=fill) for row in rows])
+
+
+def _differ_backwards(media: Sequence[_Tensors]) -> bool:
+    """Whether samples in the opposite order would have been seen; those without media take no part."""
+    there = [tensors for tensors in media if tensors]
+    return not there or any(
+        one.keys() != other.keys() or any(not torch.equal(value, other[name]) for name, value in one.items())
+        for one, other in zip(there, reversed(there), strict=True)
+    )
 
 
 def _equal(found: BatchFeature, expected: BatchFeature) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from cornstarch.data.budgets import Budget
+from cornstarch.data.budgets import Budget, budget_of
 from cornstarch.data.collation import Collator
 from cornstarch.data.lengths import Window, Windows, windows
 from cornstarch.data.loader import prepared
@@ -36,7 +36,8 @@ class StreamBatches:
         budget: instead of `micro_batch_size`, of a micro-batch; as in `Batches`.
 
     Raises:
-        ArgumentError: for a size below 1, or `replace`: a stream has no other sample to give.
+        ArgumentError: for a size below 1, for both a `micro_batch_size` and a `budget`, or for `replace`: a stream has
+            no other sample to give.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class StreamBatches:
         bad_samples: Policy = "stop",
         budget: Budget | None = None,
     ) -> None:
-        budget = budget or Budget(samples=micro_batch_size)
+        budget = budget_of(micro_batch_size, budget)
         if batch_size < 1:
             raise ArgumentError(f"a batch has at least one sample, found {batch_size}")
         if bad_samples == "replace":

@@ -107,6 +107,8 @@ def train(
     source = _source(config.data.train, salvage) if source is None else source
     if isinstance(source, StreamSource) and config.training.steps is None:
         raise ArgumentError("training.steps must be given: nobody knows how long a stream is")
+    if isinstance(source, StreamSource) and config.training.length_window > 1:
+        raise ArgumentError("training.length_window must be 1: steps of a stream cannot share out samples")
     if validation is None and config.data.validation is not None:
         validation = building.make_source(config.data.validation, salvage=salvage)
 

@@ -98,6 +98,8 @@ def test_steps_of_like_length(lengths: list[int], size: int, seed: int) -> None:
 def test_budgets_that_cannot_be() -> None:
     with pytest.raises(ArgumentError, match="at least one position, found 0"):
         Budget(positions=0)
+    with pytest.raises(ArgumentError, match=r"micro_batch_size or a budget, .*found 4 and Budget"):
+        batches(micro_batch_size=4, budget=Budget(positions=60))
 
 
 # --- joining what was prepared one by one -----------------------------------------------------------------------------
@@ -168,12 +170,13 @@ def test_sounds_of_unequal_length(mask: bool) -> None:
         def sample(self, index: int, chance: random.Random) -> Sample:
             return said([parts.sound(400 + 1900 * (index % 2))], "speech", 30 * (1 - index % 2))
 
-    found = Batches(Sounds(8), Collator(processor), 8, shuffle=False, budget=Budget(positions=400))
-    plain = Batches(Sounds(8), Collator(processor), 8, shuffle=False, micro_batch_size=1)
+    # Three long ones of 241 positions, four short ones of 81: one group has both, 2 x 241 or, unmasked, 2 x 271.
+    found = Batches(Sounds(7), Collator(processor), 7, shuffle=False, budget=Budget(positions=500))
+    plain = Batches(Sounds(7), Collator(processor), 7, shuffle=False, micro_batch_size=1)
     step = next(found)
-    assert step.samples == 8
-    assert all(micro["input_ids"].numel() <= 400 for micro in step.micro_batches)
-    assert 1 < len(step.micro_batches) < 8
+    assert step.samples == 7
+    assert all(micro["input_ids"].numel() <= 500 for micro in step.micro_batches)
+    assert [len(micro["input_ids"]) for micro in step.micro_batches] == ([2, 2, 3] if mask else [2, 1, 1, 3])
     if mask:
         assert rows(step) == rows(next(plain))
 
@@ -190,7 +193,24 @@ def test_a_processor_with_an_order_of_its_own_is_seen() -> None:
             return made
 
     inner.__class__ = Backwards
-    assert_joined(collator, [toy.Colours().sample(index, random.Random(0)) for index in range(6)])
+    samples = [toy.Colours().sample(index, random.Random(0)) for index in range(6)]
+    assert_joined(collator, samples)
+    # Samples that are all the same do not show it; those after them do.
+    seen = [sample for sample in samples if list(sample.media)]
+    join = Joiner(collator)
+    for chosen in ([seen[0]] * 3, seen):
+        found, expected = join(alone(collator, chosen)), collator(chosen)
+        assert torch.equal(found["pixel_values"], expected["pixel_values"])
+
+
+def test_joined_is_not_collated_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the first time, which is what joining is for."""
+    _, collator = toy.model_and_collator()
+    parts_of_it = alone(collator, [toy.Colours().sample(index, random.Random(0)) for index in range(6)])
+    join = Joiner(collator)
+    join(parts_of_it)
+    monkeypatch.setattr(Collator, "__call__", None)
+    assert len(join(parts_of_it)["input_ids"]) == 6
 
 
 # --- micro-batches by length ------------------------------------------------------------------------------------------
@@ -322,7 +342,7 @@ def test_above_the_budget_by_itself() -> None:
     assert bad
     assert step.samples == 8 - len(bad)
     assert rows(step) == Counter({ids: count for ids, count in rows(wanted).items() if len(ids) <= 60})
-    with pytest.raises(SampleError, match=r"takes 2 media, and a micro-batch may have 1 "):
+    with pytest.raises(SampleError, match=r"takes 2 media, and a micro-batch may have 1 .*leave such samples out"):
         next(batches(budget=Budget(media=1))[1])
 
 

@@ -124,6 +124,8 @@ def test_streams_that_cannot_be(media: Path, collator: Collator, tmp_path: Path)
     path.write_text('{"image": "0.png", "text": "a"}\n{broken')
     with pytest.raises(ArgumentError, match=r"cannot be (streamed|read on)"):
         next(StreamBatches(StreamSource(path, "caption", media=media), collator, 2))
+    with pytest.raises(ArgumentError, match="steps of a stream cannot share out samples"):
+        train(parse_config(CONFIG, ["--training.length_window", "2"]), source=StreamSource(path, "caption"))
     one = StreamBatches(StreamSource(path, "caption", window=2), collator, 2)
     with pytest.raises(ArgumentError, match="window_size was 3 and is 2"):
         one.load_state_dict({**one.state_dict(), "window_size": 3})

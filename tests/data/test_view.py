@@ -420,6 +420,25 @@ def test_pieces_make_up_the_whole() -> None:
         assert "".join(pieces(tokenizer, cut)) == tokenizer.decode(cut, clean_up_tokenization_spaces=False)
 
 
+@pytest.mark.parametrize("words", ["a word ", "日本", "\ufffd"])
+def test_pieces_of_a_long_text_take_no_longer_each(words: str) -> None:
+    """A run begins with them; twice the text is about twice the ids that are decoded."""
+    tokenizer = parts.tokenizer()
+    decoded = 0
+
+    class Counting:
+        def decode(self, ids: Any, **options: Any) -> str:
+            nonlocal decoded
+            decoded += len(ids)
+            return str(tokenizer.decode(ids, **options))
+
+    ids = tokenizer(words * 200, add_special_tokens=False)["input_ids"]
+    found = pieces(Counting(), ids)
+    assert "".join(found) == words * 200
+    assert [text for text in found if text] == list(words * 200)
+    assert decoded < 20 * len(ids)
+
+
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 HOSTILE = (

@@ -1,6 +1,7 @@
 """Media from files: images as a person sees them, sounds at a rate, frames of videos; limits, with their names."""
 
 import base64
+import inspect
 import struct
 import sys
 import types
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from cornstarch import ArgumentError, MediaError, MediaLimits, read_audio
+from cornstarch import ArgumentError, Collator, MediaError, MediaLimits, Sample, read_audio, set_template
 from cornstarch.models.multimodal_language_model import media, sounds, videos
 from cornstarch.models.multimodal_language_model.images import open_image
 from tests import parts
@@ -301,7 +302,7 @@ def test_processors_are_told_the_rate_that_sounds_have() -> None:
     assert options(Plain()) == {}
 
 
-def test_arguments_are_read_once_and_of_each_processor_its_own() -> None:
+def test_arguments_are_of_each_processor_its_own() -> None:
     """Two of one class may differ; functions and methods do as well."""
 
     def images(images: Any, size: int = 3) -> None: ...
@@ -334,3 +335,28 @@ def test_a_sound_longer_than_the_encoder_hears() -> None:
         processor(given, {"text": "<audio>"}, return_tensors="pt")
     given["audio"]["truncation"] = True
     assert processor(given, {"text": "<audio>"}, return_tensors="pt")["input_features"].shape[0] == 1
+
+
+def test_no_signature_is_read_again_at_every_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an image's and of a sound's processor and of the tokenizer: what the first batch has asked is known then."""
+    _, processor = parts.three_modalities()
+    set_template(processor.llm_tokenizer)
+    asked = [
+        {"type": "vision", "vision": parts.image()},
+        {"type": "speech", "speech": parts.sound(4000)},
+        {"type": "text", "text": "?"},
+    ]
+    messages = ({"role": "user", "content": asked}, {"role": "assistant", "content": "!"})
+    collator, read, signature = Collator(processor), list[Any](), inspect.signature
+
+    def counted(function: Any, *args: Any, **kwargs: Any) -> Any:
+        if sys._getframe(1).f_globals["__name__"].startswith("cornstarch."):
+            read.append(function)
+        return signature(function, *args, **kwargs)
+
+    monkeypatch.setattr(inspect, "signature", counted)
+    collator([Sample(messages=messages, name="one")])
+    assert read
+    read.clear()
+    collator([Sample(messages=messages, name="one")])
+    assert read == []

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import WhisperFeatureExtractor
+from transformers import CLIPVisionConfig, WhisperFeatureExtractor
 
 from cornstarch import build_model
+from cornstarch.models.multimodal_language_model.parts import load_encoder
 from cornstarch.training import EncoderConfig, LanguageModelConfig, ModelConfig, ProjectorConfig
 from cornstarch.training.building import build_processor, load_run
 from tests import hub, parts
@@ -77,6 +78,20 @@ def test_pretrained_parts(tmp_path: Path) -> None:
     config = ModelConfig(encoders=encoders, language_model=text)
     sound = {"raw_speech": [parts.sound(16000)], "sampling_rate": 16000}
     assert_same(config, {"vision": {"images": [parts.image()]}, "audio": sound}, "<audio> <vision>")
+
+
+def test_the_revision_of_a_config_is_that_of_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a tower that is named by its class, whose config is read by itself."""
+    hub.clip(tmp_path)
+    asked, read = [], CLIPVisionConfig.from_pretrained
+
+    def recorded(path: Any, **options: Any) -> Any:
+        asked.append(options.get("revision"))
+        return read(path, **options)
+
+    monkeypatch.setattr(CLIPVisionConfig, "from_pretrained", recorded)
+    load_encoder("vision", tmp_path, "CLIPVisionModel", revision="old", weights=False)
+    assert asked == ["old"]
 
 
 @pytest.mark.parametrize("name", sorted(MADE))

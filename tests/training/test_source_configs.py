@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +156,14 @@ def test_a_run_goes_on_with_another_policy_and_other_limits(folder: Path) -> Non
     )
     with pytest.raises(ArgumentError, match=r"data\.train\.columns"):
         refuse_other_config(folder / "config.yaml", config({"train": {**entry, "columns": {"text": "image"}}}))
+
+
+@pytest.mark.parametrize("name", ["micro_batch_size", "micro_batch_positions", "micro_batch_media"])
+def test_a_run_goes_on_with_less_on_the_device_at_once(folder: Path, name: str) -> None:
+    """What a run that went out of memory needs; who meets whom in a step may not change."""
+    former = config({"train": {"source": "digits", "split": "train"}})
+    (folder / "config.yaml").write_text(to_yaml(former))
+    refuse_other_config(folder / "config.yaml", replace(former, training=replace(former.training, **{name: 64})))
+    other = replace(former, training=replace(former.training, length_window=2))
+    with pytest.raises(ArgumentError, match=r"training\.length_window was 1 and is 2"):
+        refuse_other_config(folder / "config.yaml", other)

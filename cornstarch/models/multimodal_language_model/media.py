@@ -1,9 +1,7 @@
 """1a. Media as callers give them -> a flat list of inputs, and how many belong to each sample."""
 
-import contextlib
 import functools
 import inspect
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +13,7 @@ from torch import Tensor
 from cornstarch.errors import ArgumentError, MediaError, ModalityMismatchError
 from cornstarch.models.multimodal_language_model import images, sounds, videos
 from cornstarch.models.multimodal_language_model.limits import MediaLimits
+from cornstarch.models.multimodal_language_model.remembering import remembered
 
 # The argument by which a processor takes media, to what they are.
 _KINDS = {
@@ -27,8 +26,6 @@ _KINDS = {
 }
 # How many axes one input has at most, as an array.
 _ARRAY_AXES = {"image": 3, "audio": 1, "video": 4}
-# Processor or method -> its arguments, as long as it lives.
-_known_arguments: weakref.WeakKeyDictionary[Any, tuple[str, ...]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +61,7 @@ class Media:
         return self.arguments(self.per_sample)
 
 
+@remembered
 def media_argument(processor: Any) -> str:
     """The name of a processor's first argument, by which it takes media."""
     names = _arguments(processor)
@@ -74,18 +72,15 @@ def media_argument(processor: Any) -> str:
     return names[0]
 
 
-def _arguments(callee: Any) -> tuple[str, ...]:
-    """Names of the arguments of a processor or a method that are no `*args` or `**kwargs`, remembered.
+@remembered
+def _takes_rate(processor: Any) -> bool:
+    return "sampling_rate" in _arguments(processor)
 
-    They are asked for several times a sample, and reading a signature takes longer than tokenising a sentence.
-    """
-    with contextlib.suppress(KeyError, TypeError):  # a TypeError for what cannot be remembered
-        return _known_arguments[callee]
+
+def _arguments(callee: Any) -> list[str]:
+    """Names of the arguments of a processor or a method that are no `*args` or `**kwargs`."""
     parameters = inspect.signature(callee).parameters.values()
-    names = tuple(parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD)
-    with contextlib.suppress(TypeError):
-        _known_arguments[callee] = names
-    return names
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
 
 
 def kind_of(processor: Any) -> str:
@@ -125,7 +120,7 @@ def read(key: str, processor: Any, given: Any, shared: dict[str, Any], limits: M
     if kind == "video":
         items = [_open_video(key, index, item, limits) for index, item in enumerate(items)]
     options = {name: value for name, value in {**shared, **given}.items() if name != argument}
-    if kind == "audio" and rate is not None and "sampling_rate" in _arguments(processor):
+    if kind == "audio" and rate is not None and _takes_rate(processor):
         options.setdefault("sampling_rate", rate)  # sounds have it by now; without it, processors warn at every call
     if kind == "audio":
         _check_heard(key, processor, items, options)

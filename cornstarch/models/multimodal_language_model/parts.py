@@ -312,10 +312,10 @@ def find_class(name: str, config: PreTrainedConfig | None = None) -> Any:
     return found
 
 
-def _read_config(path: str | Path, options: dict[str, Any]) -> PreTrainedConfig:
+def _read_config(path: str | Path, options: dict[str, Any], cls: Any = AutoConfig) -> Any:
     trusted = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}
     try:
-        return AutoConfig.from_pretrained(path, **trusted)
+        return cls.from_pretrained(path, **trusted)
     except OSError as error:
         raise MissingFileError(
             f"{path} is no folder with a model, and no name on the hub that can be reached"
@@ -356,8 +356,7 @@ def _loaded(cls: Any, path: str | Path, options: dict[str, Any]) -> Any:
     """A pretrained model, every weight of which the checkpoint has, but for a few beside the hidden states."""
     if not options.get("weights", True):
         own = getattr(cls, "config_class", None)  # of one tower, where the checkpoint's is of the whole
-        config = _read_config(path, options) if own is None else own.from_pretrained(path)
-        return _without_weights(cls, config, options)
+        return _without_weights(cls, _read_config(path, options, own or AutoConfig), options)
     try:
         model, report = cls.from_pretrained(path, output_loading_info=True, **_plain(options))
     except (ValueError, TypeError, RuntimeError, AttributeError) as error:

@@ -22,6 +22,7 @@ from cornstarch.models.multimodal_language_model.limits import MediaLimits
 from cornstarch.models.multimodal_language_model.media import Media
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
 from cornstarch.models.multimodal_language_model.processed import Processed, ProcessedInput, own_tensors
+from cornstarch.models.multimodal_language_model.remembering import remembered
 from cornstarch.models.multimodal_language_model.text import Samples
 
 CountFunction = Callable[[dict[str, Any], Any], int | list[int] | list[list[int]]]
@@ -480,16 +481,17 @@ def _add_special_tokens(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -
         tokenizer.add_special_tokens({"extra_special_tokens": new}, replace_extra_special_tokens=False)
 
 
-def _keywords(processor: Any) -> set[str]:
+@remembered
+def _keywords(processor: Any) -> frozenset[str]:
     """Every keyword that a Hugging Face processor or tokenizer takes by name."""
     if isinstance(processor, ConcatenatedProcessor):
-        return set[str]().union(*(_keywords(inner) for inner in processor.processors.values()))
+        return frozenset[str]().union(*(_keywords(inner) for inner in processor.processors.values()))
     names: set[str] = set(getattr(getattr(processor, "valid_kwargs", None), "__annotations__", {}))
     for method in (processor, *(getattr(processor, name, None) for name in ("preprocess", "_encode_plus"))):
         if method is not None:
             parameters = inspect.signature(method).parameters.values()
             names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    return names - {"self", "return_tensors"}
+    return frozenset(names - {"self", "return_tensors"})
 
 
 def _as_counts(key: str, counts: Any, inputs: Media) -> list[int]:

@@ -61,12 +61,14 @@ class TrainingConfig:
     """Samples on the device at once; `batch_size` if left out. Fewer need less memory and change no numbers."""
     micro_batch_positions: int | None = None
     """Positions on the device at once, padding included. The samples of a step are put together by length, as many at a
-    time as fit: less padding, and a bound on memory that holds for the longest samples too. Changes no numbers."""
+    time as fit: less padding, and a bound on the language model's memory that holds for the longest samples too.
+    Changes no numbers."""
     micro_batch_media: int | None = None
-    """Images, sounds and videos on the device at once; samples are put together as with `micro_batch_positions`."""
+    """Images, sounds and videos on the device at once, whatever their size; samples are put together as with
+    `micro_batch_positions`."""
     length_window: int = 1
     """Steps that share out their samples by length, for less padding: 16, say. Which samples meet in a step is another
-    then. Their samples are held in memory, in every worker."""
+    then. Their samples are held in memory as they go to the device, those of up to two windows for every worker."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of matrix products (autocast); weights keep their own dtype."""
     gradient_checkpointing: bool = False
