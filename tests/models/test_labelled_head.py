@@ -69,8 +69,9 @@ class Rows:
         )
 
 
-@pytest.mark.parametrize("items", [None, 11])
-@pytest.mark.parametrize("most_logits", [2**26, 1, 200], ids=["at once", "one by one", "some"])
+@pytest.mark.parametrize(
+    "most_logits, items", [(2**26, None), (2**26, 11), (1, None), (200, 11)], ids=["once", "items", "rows", "chunks"]
+)
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_loss_and_gradients(name: str, most_logits: int, items: int | None) -> None:
     """fp64, 1e-10, in one piece and in chunks; with a mean over labels and with a number of items to divide by.
