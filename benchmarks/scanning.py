@@ -1,6 +1,6 @@
 """What `cornstarch data check` costs: samples a second, against a plain loop through the collator.
 
-    python benchmarks/scanning.py [--samples 100] [--repeats 3] [--output FILE.json]
+    python benchmarks/scanning.py [--samples 250] [--repeats 3] [--output FILE.json]
 
 Photographs of 640 x 480 as JPEG with a question and an answer each, and conversations of text alone. The plain loop
 reads each sample and collates it by itself, which is what preparing costs whoever does it. A check does more: it looks
@@ -81,7 +81,7 @@ def timed(run: Callable[[], Any]) -> float:
 def main() -> int:
     """Measure, print a table, write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--samples", type=int, default=250)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
