@@ -92,11 +92,19 @@ class StepsByLength(Steps):
     def _batches(self, group: Sequence[Collated]) -> list[BatchFeature]:
         """The batch of a group; of halves of it, where samples are longer beside others than they are alone.
 
-        Where nothing masks what sounds are padded with, it takes positions too.
+        Where nothing masks what sounds are padded with, it takes positions too: more than the budget has, or so many
+        that the label of a sample is cut off, or its end is beyond the language model's table. By itself each can be
+        used.
         """
-        batch, limit = self._join(group), self._budget.positions
-        if limit is None or len(group) == 1 or batch["input_ids"].numel() <= limit:
-            return [batch]
+        limit = self._budget.positions
+        try:
+            batch = self._join(group)
+        except CornstarchError:
+            if len(group) == 1:
+                raise
+        else:
+            if limit is None or len(group) == 1 or batch["input_ids"].numel() <= limit:
+                return [batch]
         half = len(group) // 2
         return [*self._batches(group[:half]), *self._batches(group[half:])]
 
