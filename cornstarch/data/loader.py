@@ -28,6 +28,8 @@ def prepared(steps: Dataset[Any], order: Iterable[Any], *, workers: int, seed: i
         from torchdata.stateful_dataloader import StatefulDataLoader
     except ImportError as error:
         raise ImportError("batches are made by torchdata's loader: pip install 'cornstarch[train]'") from error
+    if workers:
+        _open_many_files()
     loader: Any = StatefulDataLoader(
         steps,
         batch_size=None,  # an entry of the order is a whole step
@@ -44,6 +46,20 @@ def prepared(steps: Dataset[Any], order: Iterable[Any], *, workers: int, seed: i
 
 def _as_it_is(step: Any) -> Any:
     return step
+
+
+def _open_many_files() -> None:
+    """Let this process and its workers open as many files as the system lets them.
+
+    A tensor that a worker sends holds two descriptors until it is fetched, where tensors are sent so. A window of steps
+    has more than the usual limit of a thousand, and a worker without one left sends nothing and says nothing. Sent by
+    name they would hold none, but what nobody fetches would stay in memory.
+    """
+    if torch.multiprocessing.get_sharing_strategy() == "file_descriptor":  # type: ignore[no-untyped-call]
+        import resource  # which not every system has
+
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _leave_interrupts_alone(worker: int) -> None:

@@ -1,6 +1,8 @@
 """Samples put together by length: within a step nothing changes but the padding; over steps, who meets whom."""
 
+import os
 import random
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -181,6 +183,25 @@ def test_sounds_of_unequal_length(mask: bool) -> None:
         assert rows(step) == rows(next(plain))
 
 
+def test_sounds_that_cut_off_the_label_of_others() -> None:
+    """Unmasked padding takes positions: beside a longer sound a long question's answer is beyond `max_length`."""
+    model = MultimodalModel({"speech": ModalEncoderModule(parts.wav2vec2())}, parts.llama())
+    extractor = Wav2Vec2FeatureExtractor(return_attention_mask=False)
+    processor = MultimodalProcessor({"speech": extractor}, parts.tokenizer(), model)
+    set_template(processor.llm_tokenizer)
+
+    class Sounds(toy.Colours):
+        def sample(self, index: int, chance: random.Random) -> Sample:
+            return said([parts.sound(1200 if index % 2 else 400)], "speech", 0 if index % 2 else 35)
+
+    # By themselves they take 131 positions and 96, together 176 and 96.
+    collator = Collator(processor, max_length=135)
+    step = next(Batches(Sounds(4), collator, 4, shuffle=False, budget=Budget(positions=2000)))
+    assert step.samples == 4
+    assert [tuple(micro["input_ids"].shape) for micro in step.micro_batches] == [(2, 131), (2, 96)]
+    assert sum(int((micro["labels"] != -100).sum()) for micro in step.micro_batches) == 2 * 16 + 2 * 6
+
+
 def test_a_processor_with_an_order_of_its_own_is_seen() -> None:
     """What cannot be put together one behind the other is collated anew, every time."""
     _, collator = toy.model_and_collator()
@@ -301,6 +322,28 @@ def assert_equal(found: Any, expected: Any) -> None:
     for one, other in zip(found.micro_batches, expected.micro_batches, strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_window_may_have_more_tensors_than_a_process_may_open_files() -> None:
+    """A worker that has no descriptor left sends nothing and says nothing."""
+    resource = pytest.importorskip("resource", reason="this system has no such limit")
+
+    def give_up(*_: Any) -> None:
+        raise TimeoutError("nothing came of the worker")
+
+    former, limits = signal.signal(signal.SIGALRM, give_up), resource.getrlimit(resource.RLIMIT_NOFILE)
+    signal.alarm(60)
+    _, found = batches(Long(96), workers=1, length_window=12, budget=Budget(positions=100))
+    lowest = os.open(os.devnull, os.O_RDONLY)  # descriptors are given from below
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 64, limits[1]))
+        assert sum(len(next(found).micro_batches) for _ in range(12)) > 32
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        found.close()
+        os.close(lowest)
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, former)
 
 
 # --- steps of like length ---------------------------------------------------------------------------------------------
