@@ -76,9 +76,15 @@ class Collator:
             return
         lengths = batch["attention_mask"].sum(dim=1).tolist()
         place = lengths.index(max(lengths))
-        raise ArgumentError(
-            f"{samples[place].name}: it has {lengths[place]:,} positions, the language model has "
-            f"{self.most_positions:,} in its table; cut samples with max_length (data.max_length)"
+        raise ArgumentError(self.beyond_the_table(samples[place].name, lengths[place]))
+
+    def beyond_the_table(self, name: str, length: int) -> str | None:
+        """What is wrong with a sample of so many positions, in words; None if the language model has as many."""
+        if self.most_positions is None or length <= self.most_positions:
+            return None
+        return (
+            f"{name}: it has {length:,} positions, the language model has {self.most_positions:,} in its table; cut "
+            "samples with max_length (data.max_length)"
         )
 
     def look_into(self, sample: Sample, *, cut: bool = True) -> Processed:

@@ -199,10 +199,11 @@ def view_place(
         sample = reading.sample(place)
         name = sample.name
         view = view_sample(collator, sample, source=source, index=index)
-        if budget is None or view.unlabelled is not None:
-            return view
         size = Size(positions=len(view.positions), media=sum(1 for _ in sample.media))
-        return replace(view, error=budget.refusal(name, size))
+        error = collator.beyond_the_table(name, size.positions)
+        if error is None and budget is not None and view.unlabelled is None:
+            error = budget.refusal(name, size)
+        return replace(view, error=error)
     except (ImportError, MemoryError):
         raise
     except Exception as error:
