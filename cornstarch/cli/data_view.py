@@ -10,6 +10,7 @@ from typing import Any
 from cornstarch.cli.arguments import parser
 from cornstarch.data import Collator, MixtureSource, SampleView, view_as_html, view_as_json, view_as_text
 from cornstarch.data.steps import place_at
+from cornstarch.data.view.visible import visible
 from cornstarch.data.viewing import view_place
 from cornstarch.errors import ArgumentError
 from cornstarch.training import building
@@ -47,7 +48,7 @@ def main(words: Sequence[str]) -> int:
     else:
         _print(_written(view, options.format, sys.stdout))
     if view.error is not None and (options.format != "terminal" or options.output is not None):
-        print(f"error: {view.error}", file=sys.stderr)
+        print(f"error: {visible(view.error, ' ')}", file=sys.stderr)
     return 0 if view.error is None else 1
 
 

@@ -148,6 +148,10 @@ def test_samples_that_cannot_be_used(files: Path, capsys: pytest.CaptureFixture[
     assert [entry["error"] for entry in found["media"]] == [found["error"].partition(": ")[2]]
     assert [entry["role"] for entry in found["messages"]] == ["user", "assistant"]
     assert "assistant: Torn.⟨U+001B⟩[31m" in shown(capsys, *options, code=1)[0]
+    (files / "rows.jsonl").write_text(json.dumps({"image": "\x1b[31m.png", "text": "Gone."}))
+    out, error = shown(capsys, "view", files / "c.yaml", "--format", "json", code=1)
+    assert "\x1b" not in out + error
+    assert "⟨U+001B⟩[31m.png" in error
 
 
 def test_samples_that_are_too_large(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,6 +161,23 @@ def test_samples_that_are_too_large(files: Path, capsys: pytest.CaptureFixture[s
     assert "cannot be used: " in out
     assert "and a micro-batch may have 8 (training.micro_batch_positions)" in out
     assert "⟦Red.<eos>⟧" in out
+
+
+def test_samples_that_the_language_model_has_no_positions_for(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The words of training, which stops there; a sample that is cut can be used."""
+    values = yaml.safe_load((files / "c.yaml").read_text())
+    sizes = {"n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    values["model"]["language_model"]["config"] = {"model_type": "gpt2", **sizes}
+    values["data"]["train"]["prompt"] = "What is this?"
+    (files / "table.yaml").write_text(yaml.safe_dump(values))
+    given = parse_config((files / "table.yaml").read_text())
+    _, processor = build_model(given.model)
+    expected = Steps(Numbered(make_source(given.data.train), 0), Collator(processor), 1)[[(0, 0)]]
+    assert "the language model has 16 in its table" in str(expected)
+    out, _ = shown(capsys, "view", files / "table.yaml", code=1)
+    assert f"cannot be used: {expected}\n" in out
+    assert "⟦Red.<eos>⟧" in out
+    shown(capsys, "view", files / "table.yaml", "--data.max_length", 16)
 
 
 def test_the_rest_of_data(files: Path, capsys: pytest.CaptureFixture[str]) -> None:

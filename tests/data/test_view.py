@@ -568,6 +568,18 @@ def test_text_in_brief(processor: MultimodalProcessor) -> None:
     assert lines[3] == "  learns  A.<eos>"
 
 
+@pytest.mark.parametrize(
+    "character", ["\u3164", "\u034f", "\ufe0f", "\U000e0041", "\U000e0100", "\x7f", "\x9b", "\u2028"]
+)
+def test_characters_that_are_drawn_as_nothing(processor: MultimodalProcessor, character: str) -> None:
+    """Letters and marks among them, in which texts can be hidden."""
+    view = view_sample(Collator(processor), sample("a?", f"so{character}me"))
+    code = f"U+{ord(character):04X}"
+    assert f"so⟨{code}⟩me" in view_as_text(view)
+    assert character not in view_as_html(view)
+    assert f'<b class="c">{code}</b>' in view_as_html(view)
+
+
 def test_colours(processor: MultimodalProcessor) -> None:
     """Without them nothing commands a terminal; with them nothing but they; the text is the same."""
     view = hostile(processor)
