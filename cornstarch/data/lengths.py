@@ -136,10 +136,12 @@ class Windows(Dataset[Any]):
     def _of_like_length(self, window: Window) -> list[StepBatch] | CornstarchError:
         assert isinstance(self._steps, StepsByLength), "whoever made the window"
         try:
-            tried = [self._steps.tried(place) for place in window.places]
-            lengths = [max((size_of(one).positions for one in found), default=0) for found, _ in tried]
+            tried = {index: self._steps.tried(place) for index, place in enumerate(window.places)}
+            lengths = [max((size_of(one).positions for one in found), default=0) for found, _ in tried.values()]
             order = steps_of_like_length(lengths, self._size, random.Random(window.seed))
-            return [self._steps.step([tried[index] for index in indices]) for indices in order[window.done :]]
+            # What is in a step is let go of: a window is not there twice.
+            taken = ([tried.pop(index) for index in indices] for indices in order)
+            return [self._steps.step(found) for number, found in enumerate(taken) if number >= window.done]
         except CornstarchError as error:
             return error
 

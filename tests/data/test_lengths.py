@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from cornstarch import (
 from cornstarch.data.budgets import Size, steps_of_like_length
 from cornstarch.data.collation import Collated
 from cornstarch.data.joining import Joiner
+from cornstarch.data.lengths import StepsByLength
 from cornstarch.errors import SampleError
 from cornstarch.training import ModelConfig
 from cornstarch.training.building import build_processor
@@ -369,6 +371,26 @@ def test_lengths_do_not_fall_along_a_window() -> None:
     longest = [max(micro["input_ids"].shape[1] for micro in next(found).micro_batches) for _ in range(16)]
     assert longest[:8] != sorted(longest[:8], reverse=True)
     assert longest[:8] != longest[8:]
+
+
+def test_a_window_is_not_there_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was prepared of a sample is let go of when it is in a step."""
+    prepared, alive = [], []
+    tried, step = StepsByLength.tried, StepsByLength.step
+
+    def counted(steps: StepsByLength, place: Any) -> Any:
+        found = tried(steps, place)
+        prepared.extend(weakref.ref(one.batch) for one in found[0])
+        return found
+
+    def watched(steps: StepsByLength, found: Any) -> Any:
+        alive.append(sum(batch() is not None for batch in prepared))
+        return step(steps, found)
+
+    monkeypatch.setattr(StepsByLength, "tried", counted)
+    monkeypatch.setattr(StepsByLength, "step", watched)
+    next(batches(Long(64), length_window=8)[1])
+    assert alive == [64, 56, 48, 40, 32, 24, 16, 8]
 
 
 # --- samples that cannot be used --------------------------------------------------------------------------------------
