@@ -19,7 +19,10 @@ def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """
     whole = _decoded(tokenizer, ids)
     found = list(_by_neighbours(tokenizer, ids))
-    return found if "".join(found) == whole else list(_from_the_beginning(tokenizer, ids, whole))
+    if "".join(found) == whole:
+        return found
+    kept = _right(found[:-1], whole)  # where a text is cut within a character, all but its end
+    return [*found[:kept], *_from_the_beginning(tokenizer, ids, whole, kept, len("".join(found[:kept])))]
 
 
 def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
@@ -43,10 +46,30 @@ def _by_neighbours(tokenizer: Any, ids: Sequence[int]) -> Iterator[str]:
         known = _decoded(tokenizer, ids[start:done])
 
 
-def _from_the_beginning(tokenizer: Any, ids: Sequence[int], whole: str) -> Iterator[str]:
-    """How much further the text of all ids up to one agrees with the whole: right for all, slow for long texts."""
+def _right(found: Sequence[str], whole: str) -> int:
+    """With how many pieces the whole begins."""
     done = 0
-    for place in range(len(ids)):
+    for number, piece in enumerate(found):
+        if not whole.startswith(piece, done):
+            return number
+        done += len(piece)
+    return len(found)
+
+
+def _from_the_beginning(tokenizer: Any, ids: Sequence[int], whole: str, first: int, done: int) -> Iterator[str]:
+    """How much further the text of all ids up to one agrees with the whole: right for all, slow for long texts.
+
+    Args:
+        tokenizer: has made them.
+        ids: of the whole text.
+        whole: what they are decoded to.
+        first: id to begin with.
+        done: characters of the whole that those before it have.
+
+    Yields:
+        What each adds.
+    """
+    for place in range(first, len(ids)):
         text = _decoded(tokenizer, ids[: place + 1]) if place + 1 < len(ids) else whole
         reached = max(done, _agreeing(text, whole))
         yield whole[done:reached]

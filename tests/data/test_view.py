@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer, decoders, models
 from torch import nn
 from transformers import Siglip2ImageProcessorPil, SiglipImageProcessorPil
 
@@ -436,6 +437,27 @@ def test_pieces_of_a_long_text_take_no_longer_each(words: str) -> None:
     found = pieces(Counting(), ids)
     assert "".join(found) == words * 200
     assert [text for text in found if text] == list(words * 200)
+    assert decoded < 20 * len(ids)
+
+
+def test_pieces_of_a_long_text_that_ends_within_a_character() -> None:
+    """Where one byte of several in a row is missing, some tokenizers make nothing of all of them."""
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"word": 256, "\u2581": 257}
+    model = models.BPE(vocab=vocabulary, merges=[], byte_fallback=True)
+    inner = Tokenizer(model)
+    inner.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    decoded = 0
+
+    class Counting:
+        def decode(self, ids: Any, **_: Any) -> str:
+            nonlocal decoded
+            decoded += len(ids)
+            return str(inner.decode(ids))
+
+    ids = [*[256, 257] * 500, *"日本".encode()[:-1]]
+    found = pieces(Counting(), ids)
+    assert "".join(found) == "word " * 500 + 5 * "\ufffd"
+    assert found[:1000] == ["word", " "] * 500
     assert decoded < 20 * len(ids)
 
 
