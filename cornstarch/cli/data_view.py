@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cornstarch._visible import visible
 from cornstarch.cli.arguments import parser
 from cornstarch.data import Collator, MixtureSource, SampleView, view_as_html, view_as_json, view_as_text
 from cornstarch.data.steps import place_at
-from cornstarch.data.view.visible import visible
 from cornstarch.data.viewing import view_place
 from cornstarch.errors import ArgumentError
 from cornstarch.training import building

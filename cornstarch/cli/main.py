@@ -4,6 +4,7 @@ import importlib
 import sys
 from collections.abc import Mapping, Sequence
 
+from cornstarch._visible import visible
 from cornstarch.errors import CornstarchError
 from cornstarch.version import __version__
 
@@ -51,7 +52,7 @@ def guarded(command: str, words: Sequence[str]) -> int:
     try:
         code: int = importlib.import_module(f"cornstarch.cli.{command}").main(words)
     except (CornstarchError, ImportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(str(error), chr(10))}", file=sys.stderr)  # names of files may command a terminal
         return 1
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)

@@ -256,3 +256,11 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
             main([command, "--help"])
         assert left.value.code == 0
     torch.set_num_threads(1)
+
+
+def test_errors_command_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a name holds is written by its number; lines of a message stay lines."""
+    assert main(["train", str(tmp_path / "a\x1b[31mb\u202e.yaml")]) == 1
+    said = capsys.readouterr().err
+    assert "a⟨U+001B⟩[31mb⟨U+202E⟩.yaml" in said
+    assert not {"\x1b", "\u202e"} & set(said)

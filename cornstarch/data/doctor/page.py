@@ -4,14 +4,14 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from cornstarch._visible import visible
 from cornstarch.data.doctor.drawing import histogram
 from cornstarch.data.doctor.findings import Seen
 from cornstarch.data.doctor.page_style import STYLE
+from cornstarch.data.pages import document
 
 _MOST = 1000  # samples that are listed; report.json has all
 _LONGEST = 300  # characters of a detail
-# Should anything of the data get by: a browser loads nothing and runs nothing on this page.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def report_as_html(report: Mapping[str, Any], seen: Sequence[Seen], max_length: int | None = None) -> str:
@@ -34,14 +34,7 @@ def report_as_html(report: Mapping[str, Any], seen: Sequence[Seen], max_length: 
         *_samples(report["bad"]),
     ]
     title = _text(f"data check: {', '.join(entry['source'] for entry in summary['sources'])}")
-    return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(body)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return document(title, STYLE, body)
 
 
 def _header(summary: Mapping[str, Any], forecast: Mapping[str, Any] | None) -> Iterator[str]:
@@ -174,11 +167,8 @@ def _cut(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Text as it may stand anywhere on a page; what a page cannot hold, and what turns the direction, as its code."""
-    shown = (
-        character if character.isprintable() or character == "\n" else f"\\u{ord(character):04x}" for character in text
-    )
-    return html.escape("".join(shown), quote=True)
+    """Text of the data as it may stand anywhere on a page."""
+    return html.escape(visible(text, "\n"), quote=True)
 
 
 def _several(number: int, one: str, more: str) -> str:

@@ -1,32 +1,20 @@
 """5g. How the page of a report looks. Colours of the light and the dark scheme have the same names."""
 
 STYLE = """
-:root{color-scheme:light dark;--paper:#fbfaf7;--card:#fff;--ink:#1d1c1a;--soft:#6c6962;--line:#e5e2da;
---bar:#3b76c4;--bad:#b3261e;--bad-paper:#fdeceb;--warn:#8a5a00;--warn-paper:#fdf1d8}
-@media (prefers-color-scheme:dark){:root{--paper:#141517;--card:#1c1e21;--ink:#e9e7e2;--soft:#9b988f;--line:#31343a;
---bar:#6ea3e8;--bad:#ff8f86;--bad-paper:#3a1b1a;--warn:#f0bd62;--warn-paper:#352a14}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
+:root{--bar:#3b76c4;--warn:#8a5a00;--warn-paper:#fdf1d8}
+@media (prefers-color-scheme:dark){:root{--bar:#6ea3e8;--warn:#f0bd62;--warn-paper:#352a14}}
 main{max-width:72rem;margin:0 auto;padding:2rem 1.25rem 4rem}
 h1{font-size:1.5rem;line-height:1.3;margin:0 0 .15rem}
-h2{font-size:.8rem;font-weight:600;letter-spacing:.06em;text-transform:uppercase;color:var(--soft);
-margin:2.25rem 0 .6rem}
 h3{font-size:.95rem;margin:0 0 .5rem}
-p{margin:.3rem 0;overflow-wrap:anywhere}.soft{color:var(--soft)}
-.figures{display:flex;flex-wrap:wrap;gap:.5rem 2.25rem;margin:1.1rem 0 .8rem}
-.figures div{font-size:.85rem;color:var(--soft)}
-.figures b{display:block;font-size:1.5rem;line-height:1.2;font-weight:600;color:var(--ink);
-font-variant-numeric:tabular-nums}
+p{margin:.3rem 0;overflow-wrap:anywhere}
+.figures{gap:.5rem 2.25rem}
 .figures b.error{color:var(--bad)}.figures b.warning{color:var(--warn)}
-.card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:1rem 1.15rem}
 .card.bad{background:var(--bad-paper);border-color:var(--bad);margin-top:.8rem}.bad b{color:var(--bad)}
 .scroll{overflow-x:auto;padding:.35rem 1.15rem}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(21rem,100%),1fr));gap:.8rem}
 figure{margin:0}figcaption{font-size:.8rem;color:var(--soft);margin-top:.3rem}
 svg{display:block;width:100%;height:auto}
-svg text{font:11px system-ui,sans-serif;fill:var(--soft)}
 .bar{fill:var(--bar)}.axis{stroke:var(--line)}.limit{stroke:var(--bad);stroke-width:1.5;stroke-dasharray:4 3}
-table{border-collapse:collapse;font-size:.9rem}
 .kinds{width:100%;min-width:44rem}
 .kinds td,.kinds th{padding:.5rem 1.2rem .5rem 0;vertical-align:top;text-align:left;border-top:1px solid var(--line)}
 .kinds td{overflow-wrap:anywhere;min-width:4rem}
@@ -40,6 +28,4 @@ table{border-collapse:collapse;font-size:.9rem}
 .plain th{font-weight:400;text-align:left;color:var(--soft);padding:.15rem 1.2rem .15rem 0;vertical-align:top;
 white-space:nowrap}
 .plain td{padding:.15rem 0;font-variant-numeric:tabular-nums}
-@media (max-width:36rem){main{padding:1.2rem .8rem 3rem}.card{padding:.8rem .85rem}.figures{gap:.35rem 1.3rem}
-.figures b{font-size:1.25rem}}
 """

@@ -4,6 +4,8 @@ import html
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from cornstarch._visible import code_of, is_hidden
+from cornstarch.data.pages import document
 from cornstarch.data.view import sounds
 from cornstarch.data.view.pictures import (
     Numbers,
@@ -17,15 +19,13 @@ from cornstarch.data.view.pictures import (
     wave_of,
 )
 from cornstarch.data.view.style import HUES, STYLE
-from cornstarch.data.view.visible import Segment, called, code_of, count, given, is_hidden, made, segments, shape
+from cornstarch.data.view.wording import Segment, called, count, given, made, segments, shape
 from cornstarch.data.viewing import CutView, MediumView, PositionView, SampleView
 
 _LONGEST = 640  # pixels of an original's longer side; what the encoder gets is shown to the pixel
 _SMALL = 64  # pixels of a picture that is shown enlarged, in squares
 _MOST = 32  # frames or tiles that are shown
 _BLANKS = {"\n": "n", "\t": "h"}  # to the class of a sign before it, which is no text
-# Should anything of the data get by: a browser loads nothing and runs nothing on this page.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 class _Seen(NamedTuple):
@@ -49,14 +49,7 @@ def view_as_html(view: SampleView) -> str:
     title = f"{view.name} - {view.source}" if view.source else view.name
     seen = [_seen(medium, view.processors.get(medium.key)) for medium in view.media]
     body = [*_header(view), *_text(view, seen), *_media(view, seen), *_inputs(view)]
-    return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_attribute(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(body)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return document(_attribute(title), STYLE, body)
 
 
 def _seen(medium: MediumView, processor: Any) -> _Seen:

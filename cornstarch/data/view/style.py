@@ -4,23 +4,14 @@
 HUES = ("214 75%", "24 85%", "276 55%", "176 70%", "338 65%", "48 85%")
 
 STYLE = """
-:root{color-scheme:light dark;--paper:#fbfaf7;--card:#fff;--ink:#1d1c1a;--soft:#6c6962;--line:#e5e2da;--even:#f4f2ec;
---odd:#ebe8e0;--learnt:#c9efd3;--learnt2:#b4e5c2;--learnt-ink:#0d4d27;--learnt-line:#2f9e5b;--bad:#b3261e;
---bad-paper:#fdeceb;--tint:94%;--deep:38%}
-@media (prefers-color-scheme:dark){:root{--paper:#141517;--card:#1c1e21;--ink:#e9e7e2;--soft:#9b988f;--line:#31343a;
---even:#24272b;--odd:#2c2f34;--learnt:#17432a;--learnt2:#1d5233;--learnt-ink:#c4f3d3;--learnt-line:#4cc47d;
---bad:#ff8f86;--bad-paper:#3a1b1a;--tint:17%;--deep:68%}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
+:root{--even:#f4f2ec;--odd:#ebe8e0;--learnt:#c9efd3;--learnt2:#b4e5c2;--learnt-ink:#0d4d27;--learnt-line:#2f9e5b;
+--tint:94%;--deep:38%}
+@media (prefers-color-scheme:dark){:root{--even:#24272b;--odd:#2c2f34;--learnt:#17432a;--learnt2:#1d5233;
+--learnt-ink:#c4f3d3;--learnt-line:#4cc47d;--tint:17%;--deep:68%}}
 main{max-width:66rem;margin:0 auto;padding:2rem 1.25rem 4rem}
 h1{font-size:1.35rem;line-height:1.3;margin:0 0 .15rem;overflow-wrap:anywhere}
-h2{font-size:.8rem;font-weight:600;letter-spacing:.06em;text-transform:uppercase;color:var(--soft);
-margin:2.25rem 0 .6rem}
-p{margin:.3rem 0}.soft{color:var(--soft)}
-.figures{display:flex;flex-wrap:wrap;gap:.35rem 2rem;margin:1.1rem 0 .8rem}
-.figures div{font-size:.85rem;color:var(--soft)}
-.figures b{display:block;font-size:1.5rem;line-height:1.2;font-weight:600;color:var(--ink);
-font-variant-numeric:tabular-nums}
+p{margin:.3rem 0}
+.figures{gap:.35rem 2rem}
 .map{display:flex;height:14px;border-radius:4px;overflow:hidden;background:var(--odd)}
 .map i{flex-basis:0;min-width:1px}
 .map .l{background:var(--learnt-line)}
@@ -29,7 +20,6 @@ font-variant-numeric:tabular-nums}
 .legend{display:flex;flex-wrap:wrap;gap:.3rem 1.1rem;font-size:.82rem;color:var(--soft);margin:0 0 .7rem}
 .legend span{display:inline-flex;align-items:center;gap:.4rem}
 .legend i{width:1.1rem;height:1.1rem;border-radius:3px;display:inline-block}
-.card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:1rem 1.15rem}
 .card+.card,.card.bad{margin-top:.8rem}
 .bad{background:var(--bad-paper);border-color:var(--bad)}.bad b{color:var(--bad)}
 .text{font:14px/2 ui-monospace,"SF Mono",Menlo,Consolas,"DejaVu Sans Mono",monospace;white-space:pre-wrap;
@@ -65,12 +55,8 @@ figure img{display:block;max-width:100%;height:auto;border-radius:6px;border:1px
 .wide{width:100%}
 figure.wide{overflow-x:auto}
 svg{display:block;width:100%;min-width:34rem;height:auto;color:var(--ink)}
-svg text{font:11px system-ui,sans-serif;fill:var(--soft)}
 .scroll{overflow-x:auto}
-table{border-collapse:collapse;font-size:.9rem}
 td{padding:.2rem 1.5rem .2rem 0;font-variant-numeric:tabular-nums;white-space:nowrap}
 code{font:13px ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace}
 .lost .t{text-decoration:line-through;text-decoration-thickness:1px;opacity:.75}
-@media (max-width:36rem){main{padding:1.2rem .8rem 3rem}.card{padding:.8rem .85rem}.figures{gap:.35rem 1.3rem}
-.figures b{font-size:1.25rem}}
 """

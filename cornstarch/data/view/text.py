@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
+from cornstarch._visible import LINE_BREAK, visible
 from cornstarch.data.view.pictures import pictures_of, scaled
-from cornstarch.data.view.visible import (
-    LINE_BREAK,
+from cornstarch.data.view.wording import (
     Segment,
     called,
     count,
@@ -12,7 +12,6 @@ from cornstarch.data.view.visible import (
     made,
     segments,
     summary,
-    visible,
 )
 from cornstarch.data.viewing import CutView, MediumView, SampleView
 
