@@ -9,11 +9,11 @@ from typing import Any
 
 from cornstarch._visible import visible
 from cornstarch.cli.arguments import parser
-from cornstarch.data import Collator, MixtureSource, SampleView, view_as_html, view_as_json, view_as_text
+from cornstarch.data import MixtureSource, SampleView, view_as_html, view_as_json, view_as_text
 from cornstarch.data.steps import place_at
 from cornstarch.data.viewing import view_place
 from cornstarch.errors import ArgumentError
-from cornstarch.training import building
+from cornstarch.training import building, sourcing
 from cornstarch.training.config import MixtureConfig, RowsConfig, SourceConfig, TrainConfig
 from cornstarch.training.folder import write_whole
 from cornstarch.training.reading import read_config
@@ -69,7 +69,7 @@ def view_of(config: TrainConfig, split: str, number: int) -> SampleView:
     chosen: SourceConfig | None = getattr(config.data, split)
     if chosen is None:
         raise ArgumentError(f"data.{split} must be given: there is nothing to show")
-    source = building.open_source(chosen, salvage=config.data.bad_samples != "stop")
+    source = sourcing.open_source(chosen, salvage=config.data.bad_samples != "stop")
     reading, place = place_at(source, number, config.training.seed)
     if isinstance(source, MixtureSource) and isinstance(chosen, MixtureConfig):
         which, _ = source.place_of(place[1])
@@ -77,9 +77,8 @@ def view_of(config: TrainConfig, split: str, number: int) -> SampleView:
     else:
         called = f"data.{split}: {_described(chosen)}"
     processor = building.build_processor(config.model, config.data.template)
-    processor.media_limits = building.make_limits(config.data.limits)
-    collator = Collator(processor, config.data.max_length, config.data.turns)
-    budget = building.make_budget(config.training) if split == "train" else None
+    collator = sourcing.make_collator(processor, config.data)
+    budget = sourcing.make_budget(config.training) if split == "train" else None
     return view_place(collator, reading, place, budget, source=called, index=number)
 
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cornstarch.cli.arguments import parser
-from cornstarch.data import Collator, set_template
+from cornstarch.data import set_template
 from cornstarch.errors import ArgumentError
-from cornstarch.training import building, provenance
+from cornstarch.training import building, provenance, sourcing
 from cornstarch.training.devices import autocast, pick_device
 from cornstarch.training.evaluation import evaluate, is_right
 from cornstarch.training.folder import write_whole
@@ -45,9 +45,8 @@ def main(words: Sequence[str]) -> int:
     set_template(processor.llm_tokenizer, config.data.template)
     device = pick_device(config.training.device)
     model.to(device)
-    processor.media_limits = building.make_limits(config.data.limits)
-    collator = Collator(processor, config.data.max_length, config.data.turns)
-    source = building.make_source(chosen, salvage=config.data.bad_samples != "stop")
+    collator = sourcing.make_collator(processor, config.data)
+    source = sourcing.make_source(chosen, salvage=config.data.bad_samples != "stop")
     warn_of_broken(source)
     samples = usable_samples(config, collator, source, config.evaluation.samples)
     precision = autocast(device, config.training.precision)

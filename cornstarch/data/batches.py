@@ -147,5 +147,5 @@ def _windows(
         places = order(epoch)
         for first in range(step - step % width, per_epoch, width):
             here = places[first * size : (first + width) * size]
-            yield Window(here, f"lengths {seed} {epoch} {first}", max(0, step - first))
+            yield Window(here, (seed, epoch, first), max(0, step - first))
         epoch, step = epoch + 1, 0

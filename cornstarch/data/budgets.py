@@ -5,6 +5,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cornstarch.data.samples import Sample
 from cornstarch.errors import ArgumentError
 
 _ONE = {"samples": "sample", "positions": "position", "media": "medium"}
@@ -25,6 +26,11 @@ class Size:
 
     positions: int
     media: int
+
+    @classmethod
+    def of(cls, sample: Sample, positions: int) -> "Size":
+        """Of a sample that takes so many positions."""
+        return cls(positions=positions, media=sum(1 for _ in sample.media))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +145,20 @@ def steps_of_like_length(lengths: Sequence[int], size: int, chance: random.Rando
     steps = min(ways, key=lambda steps: _padded(steps, lengths))
     chance.shuffle(steps)
     return steps
+
+
+def chance_of_window(seed: int, epoch: int, first: int) -> random.Random:
+    """What decides the order of the steps of a window.
+
+    Args:
+        seed: of the data's order.
+        epoch: from 0.
+        first: the number of the window's first step in it.
+
+    Returns:
+        Random numbers.
+    """
+    return random.Random(f"lengths {seed} {epoch} {first}")
 
 
 def _padded(steps: Sequence[Sequence[int]], lengths: Sequence[int]) -> int:

@@ -1,9 +1,9 @@
 """4b. The samples of one step -> its micro-batches; what becomes of samples that cannot be used."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch.utils.data import Dataset
 from transformers import BatchFeature
@@ -106,6 +106,92 @@ class Numbered:
         return number, (index + 1) % len(self._source)
 
 
+class Tried(NamedTuple):
+    """What there is at a place.
+
+    Attributes:
+        found: the sample, or the one that stands in for it; None if there is none.
+        bad: what is wrong with the sample; None if nothing is.
+    """
+
+    found: Collated | None
+    bad: BadSample | None = None
+
+
+class OneByOne:
+    """Samples at places, each prepared by itself; what becomes of those that cannot be used.
+
+    Args:
+        reading: place to sample.
+        collator: samples to a batch.
+        bad_samples: `stop` raises the error; `skip` finds nothing; `replace` finds the next good one of the source.
+        check: is given a sample and the batch of it alone, and raises an error if it is to be refused for that.
+
+    Raises:
+        ArgumentError: for a policy that is none.
+    """
+
+    def __init__(
+        self,
+        reading: Reading,
+        collator: Collator,
+        bad_samples: Policy = "stop",
+        check: Callable[[Collated], None] | None = None,
+    ) -> None:
+        if bad_samples not in POLICIES:
+            raise ArgumentError(f"bad_samples is {', '.join(POLICIES)}, found {bad_samples!r}")
+        self._reading, self._collator, self._policy, self._check = reading, collator, bad_samples, check
+
+    def __call__(self, place: Any) -> Tried:
+        """What there is at a place.
+
+        Args:
+            place: what the reading knows.
+
+        Returns:
+            The sample, if it or another in its place can be used; and what is wrong with it, if something is.
+
+        Raises:
+            CornstarchError: if it cannot be used and bad samples stop the run, or if nothing can stand in for it.
+        """
+        found = self._try(place)
+        if isinstance(found, Collated):
+            return Tried(found)
+        name, error = found
+        if self._policy == "stop":
+            raise named(error, name)
+        other = self._stand_in(place) if self._policy == "replace" else None
+        if self._policy == "replace" and other is None:
+            raise named(error, f"{name} (and nothing can take its place, {_MOST_REPLACED} that follow are bad too)")
+        replaced_by = other.sample.name if other is not None else None
+        return Tried(other, BadSample(name=name, kind=type(error).__name__, reason=str(error), replaced_by=replaced_by))
+
+    def _stand_in(self, place: Any) -> Collated | None:
+        for _ in range(_MOST_REPLACED):
+            place = self._reading.following(place)
+            found = self._try(place) if place is not None else None
+            if found is None or isinstance(found, Collated):
+                return found
+        return None
+
+    def _try(self, place: Any) -> Collated | tuple[str, Exception]:
+        """The sample at a place and the batch of it alone, or its name and what is wrong with it."""
+        name = self._reading.called(place)
+        try:
+            sample = self._reading.sample(place)
+            name = sample.name
+            found = Collated(sample, labelled_batch(self._collator, [sample])[0])
+            if self._check is not None:
+                self._check(found)
+        except _NOT_THE_SAMPLES_FAULT:
+            raise
+        except Exception as error:
+            if self._policy == "stop" and not isinstance(error, CornstarchError):
+                raise
+            return name_in(error, name), error
+        return found
+
+
 class Steps(Dataset[Any]):
     """Makes the step of several places. What one sample is and does depends on its own place alone.
 
@@ -123,9 +209,8 @@ class Steps(Dataset[Any]):
     def __init__(
         self, reading: Reading, collator: Collator, micro_batch_size: int, bad_samples: Policy = "stop"
     ) -> None:
-        if bad_samples not in POLICIES:
-            raise ArgumentError(f"bad_samples is {', '.join(POLICIES)}, found {bad_samples!r}")
         self._reading, self._collator, self._size, self._policy = reading, collator, micro_batch_size, bad_samples
+        self._one_by_one = OneByOne(reading, collator, bad_samples)
 
     def __getitem__(self, places: Sequence[Any]) -> StepBatch | CornstarchError:
         """The step of some places; or what is wrong with a sample, since a worker's exceptions lose their form."""
@@ -149,7 +234,6 @@ class Steps(Dataset[Any]):
 
     def _micro_batch(self, places: Sequence[Any], bad: list[BadSample]) -> tuple[list[Sample], _Made]:
         """The samples at some places, and what is made of them."""
-        before = len(bad)
         try:
             samples = [self._reading.sample(place) for place in places]
             return samples, labelled_batch(self._collator, samples)
@@ -158,65 +242,12 @@ class Steps(Dataset[Any]):
         except Exception as error:  # which sample it was is found out one by one
             if self._policy == "stop" and not isinstance(error, CornstarchError):
                 raise
-            samples = [one.sample for place in places for one in self.usable(place, bad)]
-            if len(bad) == before:
+            tried = [self._one_by_one(place) for place in places]
+            if all(one.bad is None for one in tried):
                 raise  # none by itself
+        bad += [one.bad for one in tried if one.bad is not None]
+        samples = [one.found.sample for one in tried if one.found is not None]
         return samples, labelled_batch(self._collator, samples) if samples else (None, [])
-
-    def usable(self, place: Any, bad: list[BadSample]) -> Iterator[Collated]:
-        """The sample at a place, or the one that stands in for it, if there is any; by itself.
-
-        Args:
-            place: what the reading knows.
-            bad: gets an entry if the sample cannot be used.
-
-        Yields:
-            The sample and the batch of it alone, None if it has no label.
-
-        Raises:
-            CornstarchError: if it cannot be used and bad samples stop the run, or if nothing can stand in for it.
-        """
-        found = self._try(place)
-        if isinstance(found, Collated):
-            yield found
-            return
-        name, error = found
-        if self._policy == "stop":
-            raise named(error, name)
-        other = self._stand_in(place) if self._policy == "replace" else None
-        replaced_by = other.sample.name if other is not None else None
-        if self._policy == "replace" and other is None:
-            raise named(error, f"{name} (and nothing can take its place, {_MOST_REPLACED} that follow are bad too)")
-        bad.append(BadSample(name=name, kind=type(error).__name__, reason=str(error), replaced_by=replaced_by))
-        if other is not None:
-            yield other
-
-    def _stand_in(self, place: Any) -> Collated | None:
-        for _ in range(_MOST_REPLACED):
-            place = self._reading.following(place)
-            found = self._try(place) if place is not None else None
-            if found is None or isinstance(found, Collated):
-                return found
-        return None
-
-    def _try(self, place: Any) -> Collated | tuple[str, Exception]:
-        """The sample at a place and the batch of it alone, or its name and what is wrong with it."""
-        name = self._reading.called(place)
-        try:
-            sample = self._reading.sample(place)
-            name = sample.name
-            batch, _ = labelled_batch(self._collator, [sample])
-            self._check(sample, batch)
-        except _NOT_THE_SAMPLES_FAULT:
-            raise
-        except Exception as error:
-            if self._policy == "stop" and not isinstance(error, CornstarchError):
-                raise
-            return name_in(error, name), error
-        return Collated(sample, batch)
-
-    def _check(self, sample: Sample, batch: BatchFeature | None) -> None:
-        """Refuse a sample for what a batch of it alone is like."""
 
 
 def name_in(error: Exception, name: str) -> str:
@@ -229,6 +260,16 @@ def named(error: Exception, name: str) -> Exception:
     if str(error).startswith(name) or not isinstance(error, _NAMED):
         return error
     return type(error)(f"{name}: {error}")
+
+
+def refusal(name: str, error: Exception) -> str:
+    """What is said of an error that is none of the package's, raised where a sample was processed."""
+    if not isinstance(error, RuntimeError | IndexError):
+        return f"{name}: {type(error).__name__}: {error}"
+    return (
+        f"an encoder refuses what its processor makes of {name}: {error}; are the processor's sizes those of the "
+        "encoder?"
+    )
 
 
 def chance_at(seed: int, number: int, index: int) -> random.Random:
@@ -325,5 +366,6 @@ def good_samples(
 ) -> tuple[list[Sample], list[BadSample]]:
     """The same without those that cannot be used, and what is wrong with these; each is decoded once to see."""
     reading, places = _first(source, number, seed)
-    steps, bad = Steps(reading, collator, 1, "skip"), list[BadSample]()
-    return [one.sample for place in places for one in steps.usable(place, bad)], bad
+    tried = list(map(OneByOne(reading, collator, "skip"), places))
+    samples = [one.found.sample for one in tried if one.found is not None]
+    return samples, [one.bad for one in tried if one.bad is not None]

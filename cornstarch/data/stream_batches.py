@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from cornstarch.data.budgets import Budget, budget_of
 from cornstarch.data.collation import Collator
-from cornstarch.data.lengths import Window, Windows, windows
+from cornstarch.data.lengths import Window, windows
 from cornstarch.data.loader import prepared
 from cornstarch.data.steps import Policy, StepBatch
 from cornstarch.data.streams import Streamed, StreamSource
@@ -112,7 +112,7 @@ class StreamBatches:
 class _WithState(Dataset[Any]):
     """Steps, each with the state of the stream behind it."""
 
-    def __init__(self, steps: Windows) -> None:
+    def __init__(self, steps: Dataset[Any]) -> None:
         self._steps = steps
 
     def __getitem__(self, planned: tuple[list[Streamed], State]) -> tuple[StepBatch | CornstarchError, State]:

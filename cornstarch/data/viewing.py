@@ -13,7 +13,7 @@ from cornstarch.data.budgets import Budget, Size
 from cornstarch.data.collation import Collator
 from cornstarch.data.pieces_of_text import pieces
 from cornstarch.data.samples import Sample
-from cornstarch.data.steps import Reading, name_in, named
+from cornstarch.data.steps import Reading, name_in, named, refusal
 from cornstarch.errors import CornstarchError
 from cornstarch.models.multimodal_language_model import media
 from cornstarch.models.multimodal_language_model.merge import IGNORE_INDEX
@@ -199,7 +199,7 @@ def view_place(
         sample = reading.sample(place)
         name = sample.name
         view = view_sample(collator, sample, source=source, index=index)
-        size = Size(positions=len(view.positions), media=sum(1 for _ in sample.media))
+        size = Size.of(sample, len(view.positions))
         error = collator.beyond_the_table(name, size.positions)
         if error is None and budget is not None and view.unlabelled is None:
             error = budget.refusal(name, size)
@@ -219,16 +219,6 @@ def view_place(
         messages=_messages(processor, sample) if sample is not None else (),
         error=said,
         processors=processor.encoder_processors,
-    )
-
-
-def refusal(name: str, error: Exception) -> str:
-    """What is said of an error that is none of the package's, raised where a sample was processed."""
-    if not isinstance(error, RuntimeError | IndexError):
-        return f"{name}: {type(error).__name__}: {error}"
-    return (
-        f"an encoder refuses what its processor makes of {name}: {error}; are the processor's sizes those of the "
-        "encoder?"
     )
 
 
@@ -308,16 +298,16 @@ def _described(processor: MultimodalProcessor, key: str, item: Any) -> dict[str,
     kind = media.kind_of(taker)
     described: dict[str, Any] = {"kind": kind, "item": item}
     if kind == "image":
-        described["size"] = size_of(item)
+        described["size"] = _pixels_of(item)
     elif kind == "video":
-        described |= {"size": size_of(item[0]), "frames": len(item)}
+        described |= {"size": _pixels_of(item[0]), "frames": len(item)}
     elif kind == "audio":
         rate = getattr(taker, "sampling_rate", None)
         described |= {"sampling_rate": rate, "seconds": len(item) / rate if rate else None}
     return described
 
 
-def size_of(image: Any) -> tuple[int, int]:
+def _pixels_of(image: Any) -> tuple[int, int]:
     """Width and height of an image, with its channels first or last if it is an array."""
     if isinstance(image, Image.Image):
         return image.size

@@ -4,7 +4,7 @@ Files stand in the order of a run: config (and reading it) -> building -> select
 -> evaluation -> checkpoints -> metrics -> the report, and the run that puts them together.
 """
 
-from cornstarch.training.building import build_model, load_run, make_source
+from cornstarch.training.building import build_model, load_run
 from cornstarch.training.config import (
     CallbacksConfig,
     DataConfig,
@@ -42,6 +42,7 @@ from cornstarch.training.report import part_rows, part_table, sample_text
 from cornstarch.training.run import Result, train
 from cornstarch.training.schedules import SCHEDULES, make_schedule
 from cornstarch.training.selection import choose
+from cornstarch.training.sourcing import make_source
 
 __all__ = [
     "SCHEDULES",

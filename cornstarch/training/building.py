@@ -1,4 +1,4 @@
-"""2. A config -> the model, its processor, and the sources of its data."""
+"""2. A config -> the model and its processor."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,20 +7,9 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from cornstarch.data import (
-    Budget,
-    DigitsAndTonesSource,
-    DigitsSource,
-    MixtureSource,
-    RowSource,
-    Source,
-    StreamSource,
-    byte_tokenizer,
-    set_template,
-)
+from cornstarch.data import byte_tokenizer, set_template
 from cornstarch.errors import ArgumentError, MissingFileError
 from cornstarch.models.multimodal_language_model import (
-    MediaLimits,
     ModalEncoderModule,
     MultimodalModel,
     MultimodalProcessor,
@@ -43,20 +32,14 @@ from cornstarch.models.multimodal_language_model.concatenation import Concatenat
 from cornstarch.models.multimodal_language_model.model_card import is_on_the_hub
 from cornstarch.training import checkpoints, quantization
 from cornstarch.training.config import (
-    DigitsAndTonesConfig,
     EncoderConfig,
     LanguageModelConfig,
-    LimitsConfig,
-    MixtureConfig,
     ModelConfig,
     NamedConfig,
     PartConfig,
     ProcessorConfig,
     ProjectorConfig,
-    RowsConfig,
-    SourceConfig,
     TowerConfig,
-    TrainingConfig,
 )
 
 BYTES = "bytes"  # the tokenizer that the package makes
@@ -189,94 +172,6 @@ def _imported(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, processor
-
-
-def make_source(config: SourceConfig, *, salvage: bool = False) -> Source:
-    """The samples that a config describes.
-
-    Args:
-        config: of a source.
-        salvage: of files that are damaged take what can be read.
-
-    Returns:
-        The source.
-
-    Raises:
-        ArgumentError: if its file cannot be read.
-        ImportError: if a package that it needs is not installed.
-    """
-    if isinstance(config, MixtureConfig):
-        return MixtureSource(
-            [make_source(entry, salvage=salvage) for entry in config.sources],
-            config.weights,
-            when_one_ends=config.when_one_ends,
-        )
-    if isinstance(config, RowsConfig):
-        if config.streaming:
-            raise ArgumentError(f"{config.path} is to be streamed; here a source is needed whose samples have numbers")
-        options = {**_row_options(config), "salvage": salvage, "leave_out": config.leave_out}
-        return RowSource(config.path, config.source, **options)
-    if isinstance(config, DigitsAndTonesConfig):
-        return DigitsAndTonesSource(config.split, config.shift, config.blank_image, config.blank_sound)
-    return DigitsSource(config.split, config.shift, config.blank)
-
-
-def open_source(config: SourceConfig, *, salvage: bool = False) -> Source | StreamSource:
-    """The samples that a config describes, or the stream, if it is to be one.
-
-    Args:
-        config: of a source.
-        salvage: of files that are damaged take what can be read.
-
-    Returns:
-        The source or stream.
-
-    Raises:
-        ArgumentError: if there is nothing to read.
-        ImportError: if a package that it needs is not installed.
-    """
-    if isinstance(config, RowsConfig) and config.streaming:
-        return make_stream(config)
-    return make_source(config, salvage=salvage)
-
-
-def make_stream(config: RowsConfig) -> StreamSource:
-    """The stream that a config with `streaming` describes.
-
-    Args:
-        config: of a source.
-
-    Returns:
-        The stream.
-
-    Raises:
-        ArgumentError: if there is nothing to read.
-        ImportError: if a package that it needs is not installed.
-    """
-    return StreamSource(config.path, config.source, window=config.window, **_row_options(config))
-
-
-def _row_options(config: RowsConfig) -> dict[str, Any]:
-    names = ("media", "columns", "prompt", "text_beside_media", "split", "name", "revision", "frames_per_second")
-    return {name: getattr(config, name) for name in names}
-
-
-def make_budget(config: TrainingConfig) -> Budget:
-    """What is on the device at once."""
-    return Budget(
-        samples=config.micro_batch_size, positions=config.micro_batch_positions, media=config.micro_batch_media
-    )
-
-
-def make_limits(config: LimitsConfig) -> MediaLimits:
-    """How large media may be."""
-    return MediaLimits(
-        image_pixels=config.image_pixels,
-        image_ratio=config.image_ratio,
-        file_bytes=config.file_bytes,
-        audio_seconds=config.audio_seconds,
-        video_frames=config.video_frames,
-    )
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------

@@ -1,11 +1,11 @@
-"""10. A config's data, looked at before a run: what cannot be used, and what the rest comes to."""
+"""10a. A config's data, looked at before a run: what cannot be used, and what the rest comes to."""
 
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from cornstarch.data import Collator, MixtureSource, Source
+from cornstarch.data import MixtureSource, Source
 from cornstarch.data.doctor.findings import Examiner
 from cornstarch.data.doctor.kinds import KINDS
 from cornstarch.data.doctor.report import bad_samples, leave_out, number_of, summary_of
@@ -13,7 +13,7 @@ from cornstarch.data.doctor.scan import Scan, scan
 from cornstarch.data.steps import order_of
 from cornstarch.errors import ArgumentError
 from cornstarch.models.multimodal_language_model import MultimodalModel, MultimodalProcessor, anatomy, freezing
-from cornstarch.training import building, selection
+from cornstarch.training import building, selection, sourcing
 from cornstarch.training.config import TrainConfig
 from cornstarch.training.devices import pick_device
 from cornstarch.training.forecast import Length, PartWork, forecast
@@ -76,15 +76,14 @@ def check_data(
     unknown = sorted(set(also) - set(warnings))
     if unknown:
         raise ArgumentError(f"{unknown[0]} is no kind of warning; expected {', '.join(warnings)}")
-    source = building.make_source(chosen, salvage=True)
+    source = sourcing.make_source(chosen, salvage=True)
     model, processor = building.build_model(config.model, config.data.template, weights=False)
-    processor.media_limits = building.make_limits(config.data.limits)
     examiner = Examiner(
         source,
-        Collator(processor, config.data.max_length, config.data.turns),
+        sourcing.make_collator(processor, config.data),
         seed=config.training.seed,
         made_for=anatomy.positions_made_for(freezing.unwrap(model.language_model)),
-        budget=building.make_budget(config.training) if split == "train" else None,
+        budget=sourcing.make_budget(config.training) if split == "train" else None,
     )
     total = number_of(source)
     number = min(total, limit) if limit is not None else total
@@ -125,7 +124,7 @@ def _forecast(
         lengths,
         order_of(source, training.seed, 0).indices,
         batch_size=training.batch_size,
-        budget=building.make_budget(training),
+        budget=sourcing.make_budget(training),
         length_window=training.length_window,
         seed=training.seed,
         steps=training.steps,

@@ -1,4 +1,4 @@
-"""What an epoch will come to, from the lengths of samples: positions, padding, steps, work, time. Pure; an estimate.
+"""2d. What an epoch will come to, from the lengths of samples: padding, steps, work, time. Pure; an estimate.
 
 Work per token, for N weights in matrix products of a part: 6N where they train, 4N where they are frozen and a gradient
 passes through them, 2N where nothing before them trains; 2N more with gradient checkpointing where there is a backward
@@ -7,12 +7,11 @@ backward.
 """
 
 import math
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cornstarch.data.budgets import Budget, Size, steps_of_like_length
+from cornstarch.data.budgets import Budget, Size, chance_of_window, steps_of_like_length
 
 Passes = Literal["trains", "passes", "forward"]
 
@@ -156,7 +155,7 @@ def _micro_batches(
         ]
         if len(places) > batch_size:  # a window
             sizes = [length.positions if (length := lengths[index]) else 0 for index in places]
-            chance = random.Random(f"lengths {seed} 0 {first // batch_size}")
+            chance = chance_of_window(seed, 0, first // batch_size)
             steps = steps_of_like_length(sizes, batch_size, chance)
         for step in steps:
             found = [lengths[places[place]] for place in step]

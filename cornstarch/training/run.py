@@ -19,11 +19,10 @@ from cornstarch.data import (
     set_template,
 )
 from cornstarch.data.collation import labelled_batch
-from cornstarch.data.steps import broken_files, good_samples
-from cornstarch.data.viewing import refusal
+from cornstarch.data.steps import broken_files, good_samples, refusal
 from cornstarch.errors import ArgumentError, CornstarchError, TrainingError
 from cornstarch.models.multimodal_language_model import MultimodalModel, MultimodalProcessor, anatomy, pretrained
-from cornstarch.training import building, checkpoints, pictures, report, selection
+from cornstarch.training import building, checkpoints, pictures, report, selection, sourcing
 from cornstarch.training.config import SourceConfig, TrainConfig
 from cornstarch.training.devices import check_precision, pick_device
 from cornstarch.training.evaluation import AnswerMetric, in_evaluation_mode
@@ -110,13 +109,12 @@ def train(
     if isinstance(source, StreamSource) and config.training.length_window > 1:
         raise ArgumentError("training.length_window must be 1: steps of a stream cannot share out samples")
     if validation is None and config.data.validation is not None:
-        validation = building.make_source(config.data.validation, salvage=salvage)
+        validation = sourcing.make_source(config.data.validation, salvage=salvage)
 
     model, processor = _model(config, model, processor, resumed)
     model.to(device)
     speed_up(model, gradient_checkpointing=config.training.gradient_checkpointing, compile=config.training.compile)
-    processor.media_limits = building.make_limits(config.data.limits)
-    collator = Collator(processor, config.data.max_length, config.data.turns)
+    collator = sourcing.make_collator(processor, config.data)
     batches = _batches(config, source, collator)
     groups = parameter_groups(model, config.optimizer, config.trains, config.schedule.warmup)
     rows = report.part_rows(model, groups)
@@ -192,7 +190,7 @@ def _prepare(config: TrainConfig) -> torch.device:
 def _source(config: SourceConfig | None, salvage: bool) -> Source | StreamSource:
     if config is None:
         raise ArgumentError("data.train must be given: there is nothing to train on")
-    return building.open_source(config, salvage=salvage)
+    return sourcing.open_source(config, salvage=salvage)
 
 
 def _model(
@@ -222,7 +220,7 @@ def _model(
 
 def _batches(config: TrainConfig, source: Source | StreamSource, collator: Collator) -> Batches | StreamBatches:
     options: dict[str, Any] = {
-        "budget": building.make_budget(config.training),
+        "budget": sourcing.make_budget(config.training),
         "seed": config.training.seed,
         "workers": config.data.workers,
         "bad_samples": config.data.bad_samples,

@@ -18,7 +18,7 @@ from cornstarch.data import Collator
 from cornstarch.data.doctor.findings import Examiner
 from cornstarch.data.doctor.kinds import KINDS, remarks_on
 from cornstarch.data.doctor.scan import scan
-from cornstarch.training import building
+from cornstarch.training import building, sourcing
 from tests import pages, tiny
 from tests.data import damage
 from tests.data.damage import CONTAINERS, Made
@@ -59,10 +59,9 @@ def found_in(report: dict[str, Any]) -> tuple[dict[int, str], list[str]]:
 
 def steps_of(config: Any, *, salvage: bool, policy: Any, workers: int = 0) -> list[Any]:
     """All steps of an epoch in the data's own order, a sample a micro-batch."""
-    source = building.make_source(config.data.train, salvage=salvage)
+    source = sourcing.make_source(config.data.train, salvage=salvage)
     processor = building.build_processor(config.model, config.data.template)
-    processor.media_limits = building.make_limits(config.data.limits)
-    collator = Collator(processor, config.data.max_length, config.data.turns)
+    collator = sourcing.make_collator(processor, config.data)
     batches = Batches(source, collator, 6, micro_batch_size=1, shuffle=False, workers=workers, bad_samples=policy)
     found = list(itertools.islice(batches, batches.steps_per_epoch))
     batches.close()
@@ -193,7 +192,7 @@ def test_skip_takes_all_others_exactly(both: tuple[Made, Any, Any], workers: int
     else:  # what can be read of it stays in order
         rest = iter([micro for index, micro in enumerate(wanted) if index not in errors])
         assert all(any(same(micro, one) for one in rest) for micro in found)
-        assert len(found) == len(building.make_source(bad.data.train, salvage=True)) - len(errors)
+        assert len(found) == len(sourcing.make_source(bad.data.train, salvage=True)) - len(errors)
 
 
 def test_stop_names_the_sample(both: tuple[Made, Any, Any]) -> None:
@@ -201,13 +200,13 @@ def test_stop_names_the_sample(both: tuple[Made, Any, Any]) -> None:
     made, bad, _ = both
     if made.broken:
         with pytest.raises(CornstarchError) as raised:
-            building.make_source(bad.data.train)
+            sourcing.make_source(bad.data.train)
         assert made.broken[0] in str(raised.value)
-    source = building.make_source(bad.data.train, salvage=True)
+    source = sourcing.make_source(bad.data.train, salvage=True)
     processor = building.build_processor(bad.model, bad.data.template)
-    processor.media_limits = building.make_limits(bad.data.limits)
+    collator = sourcing.make_collator(processor, bad.data)
     for index in (index for index, kind in made.wrong.items() if kind in ERRORS - NOT_LEARNT):
-        batches = Batches(_One(source, index), Collator(processor, bad.data.max_length), 1)
+        batches = Batches(_One(source, index), collator, 1)
         with pytest.raises(CornstarchError) as raised:
             next(batches)
         names = (source.name(index), f"{made.folder}/data.jsonl, line {index + 1} ", f"/data.jsonl, line {index + 1}:")
@@ -256,7 +255,7 @@ def test_a_list_is_of_its_data_alone(tmp_path: Path) -> None:
     def refused(message: str, **source: Any) -> None:
         values["data"]["train"] = {**made.source, "leave_out": str(path), **source}
         with pytest.raises(CornstarchError, match=message):
-            building.make_source(parse_config(json.dumps(values)).data.train)
+            sourcing.make_source(parse_config(json.dumps(values)).data.train)
 
     refused("not of .*sharegpt", source="sharegpt")
     (tmp_path / "d" / "other.json").write_bytes(data.read_bytes())
@@ -453,11 +452,10 @@ def test_the_forecast_is_what_training_takes(tmp_path: Path, training: dict[str,
     values["training"] |= training
     config = parse_config(json.dumps(values))
     found = check_data(config, workers=0).report["forecast"]
-    source = building.make_source(config.data.train, salvage=True)
+    source = sourcing.make_source(config.data.train, salvage=True)
     processor = building.build_processor(config.model, config.data.template)
-    processor.media_limits = building.make_limits(config.data.limits)
-    collator = Collator(processor, config.data.max_length)
-    options = {"budget": building.make_budget(config.training), "length_window": config.training.length_window}
+    collator = sourcing.make_collator(processor, config.data)
+    options = {"budget": sourcing.make_budget(config.training), "length_window": config.training.length_window}
     batches = Batches(source, collator, 6, bad_samples="skip", **options)  # type: ignore[arg-type]
     micros = [micro for step in itertools.islice(batches, batches.steps_per_epoch) for micro in step.micro_batches]
     assert found["positions_per_epoch"] == sum(int(micro["attention_mask"].sum()) for micro in micros)
@@ -484,7 +482,7 @@ def test_the_forecast_of_work(tmp_path: Path, frozen: bool) -> None:
     found = check_data(config, workers=0).report["forecast"]["compute"]
     model, processor = building.build_model(config.model, config.data.template)
     choose(model, config.trains)
-    source: Any = building.make_source(config.data.train)
+    source: Any = sourcing.make_source(config.data.train)
     batch = Collator(processor)([source.sample(0, None)])
     tiny.ask(model)
     with FlopCounterMode(display=False) as counter:

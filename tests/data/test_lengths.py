@@ -30,6 +30,7 @@ from cornstarch.data.budgets import Size, steps_of_like_length
 from cornstarch.data.collation import Collated
 from cornstarch.data.joining import Joiner
 from cornstarch.data.lengths import StepsByLength
+from cornstarch.data.steps import OneByOne
 from cornstarch.errors import SampleError
 from cornstarch.training import ModelConfig
 from cornstarch.training.building import build_processor
@@ -376,18 +377,18 @@ def test_lengths_do_not_fall_along_a_window() -> None:
 def test_a_window_is_not_there_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was prepared of a sample is let go of when it is in a step."""
     prepared, alive = [], []
-    tried, step = StepsByLength.tried, StepsByLength.step
+    tried, step = OneByOne.__call__, StepsByLength.step
 
-    def counted(steps: StepsByLength, place: Any) -> Any:
-        found = tried(steps, place)
-        prepared.extend(weakref.ref(one.batch) for one in found[0])
+    def counted(one_by_one: OneByOne, place: Any) -> Any:
+        found = tried(one_by_one, place)
+        prepared.append(weakref.ref(found.found.batch))
         return found
 
     def watched(steps: StepsByLength, found: Any) -> Any:
         alive.append(sum(batch() is not None for batch in prepared))
         return step(steps, found)
 
-    monkeypatch.setattr(StepsByLength, "tried", counted)
+    monkeypatch.setattr(OneByOne, "__call__", counted)
     monkeypatch.setattr(StepsByLength, "step", watched)
     next(batches(Long(64), length_window=8)[1])
     assert alive == [64, 56, 48, 40, 32, 24, 16, 8]

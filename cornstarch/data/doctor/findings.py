@@ -146,8 +146,8 @@ class Examiner:
             raise _Found(sample.name, (*wrong, *findings)) from error
         if self._made_for is not None and positions > self._made_for:
             findings.append(Finding("beyond_positions", f"{positions:,} positions, it was made for {self._made_for:,}"))
-        media_of_it = sum(1 for _ in sample.media)
-        excess = self._budget.excess(Size(positions=positions, media=media_of_it))
+        size = Size.of(sample, positions)
+        excess = self._budget.excess(size)
         if excess is not None:
             raise _Found(sample.name, (Finding("above_budget", excess), *findings))
         ids, token_ids = batch["input_ids"][0], self._collator.processor.token_ids
@@ -160,7 +160,7 @@ class Examiner:
             images=tuple(found.images),
             sounds=tuple(found.sounds),
             videos=tuple(found.videos),
-            media=media_of_it,
+            media=size.media,
             digest=_digest(decoded.messages),
         )
 
