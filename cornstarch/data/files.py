@@ -66,13 +66,8 @@ class RowSource:
         salvage: bool = False,
         leave_out: str | Path | None = None,
     ) -> None:
-        folder = MediaFolder(media if media is not None else folder_of(path), frames_per_second)
-        self._reader = Reader(
-            format=format,
-            media=folder,
-            columns=dict(columns or {}),
-            prompt=prompt,
-            text_beside_media=text_beside_media,
+        self._reader = make_reader(
+            path, format, media, columns, prompt=prompt, text_beside_media=text_beside_media, rate=frames_per_second
         )
         left_out = LeftOut.of(leave_out, str(path), format, split) if leave_out is not None else None
         self.left_out = left_out.entries if left_out is not None else ()
@@ -214,7 +209,40 @@ def files_of(path: str | Path) -> list[Path]:
     return sorted(Path(found) for found in glob.glob(str(path), recursive=True))
 
 
-def folder_of(path: str | Path) -> Path | None:
+def make_reader(
+    path: str | Path,
+    format: str,
+    media: str | Path | None,
+    columns: Mapping[str, str] | None,
+    *,
+    prompt: str,
+    text_beside_media: bool,
+    rate: float,
+) -> Reader:
+    """What reads the rows of some data as conversations.
+
+    Args:
+        path: of the data.
+        format: a name in `FORMATS`.
+        media: folder with the media; the data's own if None.
+        columns: field of the format to what the rows call it.
+        prompt: of `caption` and `transcript`: what is asked.
+        text_beside_media: whether a question with media keeps its text.
+        rate: frames a second to take of videos.
+
+    Returns:
+        The reader.
+
+    Raises:
+        ArgumentError: for an unknown format, or a folder that is none.
+    """
+    folder = MediaFolder(media if media is not None else _folder_of(path), rate)
+    return Reader(
+        format=format, media=folder, columns=dict(columns or {}), prompt=prompt, text_beside_media=text_beside_media
+    )
+
+
+def _folder_of(path: str | Path) -> Path | None:
     """The folder that media are in if nobody says another: that of the file, or the data set's own."""
     files = files_of(path)
     if not files:

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cornstarch.data import tables
-from cornstarch.data.files import files_of, folder_of, is_hub_name
-from cornstarch.data.formats import Reader
-from cornstarch.data.media_folder import MediaFolder
+from cornstarch.data.files import files_of, is_hub_name, make_reader
 from cornstarch.data.rows import Row
 from cornstarch.data.samples import Sample
 from cornstarch.data.shards import KEY, row_of
@@ -66,13 +64,8 @@ class StreamSource:
     ) -> None:
         if window < 1:
             raise ArgumentError(f"a window has at least one row, found {window}")
-        folder = MediaFolder(media if media is not None else folder_of(path), frames_per_second)
-        self._reader = Reader(
-            format=format,
-            media=folder,
-            columns=dict(columns or {}),
-            prompt=prompt,
-            text_beside_media=text_beside_media,
+        self._reader = make_reader(
+            path, format, media, columns, prompt=prompt, text_beside_media=text_beside_media, rate=frames_per_second
         )
         self._path, self._split, self._name, self._revision = str(path), split, name, revision
         self.window = window

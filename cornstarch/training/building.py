@@ -177,11 +177,10 @@ def _imported(
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def _options(config: PartConfig, weights: bool) -> dict[str, Any]:
+def _options(config: PartConfig) -> dict[str, Any]:
     """Arguments of the functions that load a part, or make one of random weights."""
     names = ["attn_implementation", *(["revision", "trust_remote_code"] if config.path is not None else [])]
     given = {name: getattr(config, name) for name in names if getattr(config, name)}
-    given["weights"] = weights
     if config.path is not None and config.dtype == "auto":
         return {"dtype": "auto", **given}
     return {"dtype": torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype), **given}
@@ -212,26 +211,26 @@ def _tokenizer(config: LanguageModelConfig) -> PreTrainedTokenizerBase:
 
 
 def _language_model(config: LanguageModelConfig, tokenizer: Any, weights: bool) -> Any:
-    options = _options(config, weights)
+    options = _options(config)
     if config.config is not None:
         if config.quantization is not None:
             raise ArgumentError("model.language_model.quantization needs `path`: random weights are not quantised")
-        return parts.make_language_model(config.config, tokenizer, config.class_name, **options)
+        return parts.make_language_model(config.config, tokenizer, config.class_name, weights=weights, **options)
     assert config.path is not None, "checked by the config"
     if config.quantization is not None and weights:
         options["quantization_config"] = quantization.make_config(config.quantization, options["dtype"])
-    language_model: Any = parts.load_language_model(config.path, config.class_name, **options)
+    language_model: Any = parts.load_language_model(config.path, config.class_name, weights=weights, **options)
     if config.added_tokens and len(tokenizer) > anatomy.vocabulary_size(language_model):
         language_model.resize_token_embeddings(len(tokenizer))
     return language_model
 
 
 def _module(key: str, config: TowerConfig, weights: bool) -> Any:
-    options = _options(config, weights)
+    options = _options(config)
     if config.config is not None:
-        return parts.make_encoder(config.config, config.class_name, **options)
+        return parts.make_encoder(config.config, config.class_name, weights=weights, **options)
     assert config.path is not None, "checked by the config"
-    return parts.load_encoder(key, config.path, config.class_name, **options)
+    return parts.load_encoder(key, config.path, config.class_name, weights=weights, **options)
 
 
 def _concatenated(key: str, towers: Mapping[str, TowerConfig], weights: bool) -> ConcatenatedEncoders:

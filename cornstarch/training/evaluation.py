@@ -11,7 +11,7 @@ from torch import nn
 from cornstarch.data import Collator, Sample
 from cornstarch.data.collation import labelled_batch
 from cornstarch.errors import ArgumentError
-from cornstarch.models.multimodal_language_model import MultimodalModel
+from cornstarch.models.multimodal_language_model import MultimodalModel, freezing
 from cornstarch.training.config import EvaluationConfig
 from cornstarch.training.loop import Batch, labelled_tokens
 
@@ -126,13 +126,8 @@ def chunks(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
 @contextmanager
 def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Without dropout and gradients; the mode is put back afterwards."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
+    with freezing.evaluating(model), torch.no_grad():
+        yield
 
 
 def _labelled_batches(collator: Collator, samples: Sequence[Sample], size: int) -> Iterator[Batch]:

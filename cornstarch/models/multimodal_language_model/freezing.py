@@ -7,6 +7,7 @@ nowhere else, so whatever changes them (PEFT, a user's loop, a loaded checkpoint
 import sys
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -113,6 +114,18 @@ def set_mode(modules: Sequence[nn.Module], mode: bool) -> None:
     for module in modules:
         decides = module if any(True for _ in module.parameters()) else modules[0]
         module.train(mode and not is_frozen(decides))
+
+
+@contextmanager
+def evaluating(part: nn.Module) -> Iterator[None]:
+    """Evaluation mode, without dropout, and behind it the former mode of every module."""
+    modes = [(module, module.training) for module in part.modules()]
+    part.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def unwrap(part: nn.Module) -> nn.Module:

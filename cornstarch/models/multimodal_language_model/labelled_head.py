@@ -22,7 +22,6 @@ from transformers import PreTrainedModel
 
 from cornstarch.models.multimodal_language_model import anatomy, freezing
 from cornstarch.models.multimodal_language_model.merge import IGNORE_INDEX
-from cornstarch.models.multimodal_language_model.ready_mask import evaluating
 
 MOST_LOGITS = 2**26  # numbers in a chunk of logits: 256 MiB in float32
 _INSTEAD = "_compiled_call_impl"  # of nn.Module
@@ -194,7 +193,7 @@ def _asked(language_model: nn.Module, head: nn.Module, embeds: Tensor) -> _Answe
     """The answer of a language model, which is asked once for each dtype."""
     known = _ANSWERS.setdefault(freezing.unwrap(language_model), {})
     if embeds.dtype not in known:
-        with torch.no_grad(), evaluating(language_model):
+        with torch.no_grad(), freezing.evaluating(language_model):
             known[embeds.dtype] = _ask(language_model, head, embeds)
     return known[embeds.dtype]
 

@@ -1,8 +1,7 @@
 """1a. Media as callers give them -> a flat list of inputs, and how many belong to each sample."""
 
-import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -133,7 +132,7 @@ def _check_heard(key: str, processor: Any, sounds: list[Any], options: Mapping[s
     A text that belongs to the whole sound would be learnt from its beginning.
     """
     window = options.get("max_length") or getattr(processor, "n_samples", None)
-    if window is None or "truncation" in options or _truncates(type(processor).__call__) is not True:
+    if window is None or "truncation" in options or not _truncates(processor):
         return
     for index, sound in enumerate(sounds):
         if len(sound) > window:
@@ -145,11 +144,11 @@ def _check_heard(key: str, processor: Any, sounds: list[Any], options: Mapping[s
             )
 
 
-@functools.cache
-def _truncates(call: Callable[..., Any]) -> Any:
-    """Whether a feature extractor truncates where it is not told; None if it has no word for it."""
-    parameter = inspect.signature(call).parameters.get("truncation")
-    return None if parameter is None else parameter.default
+@remembered
+def _truncates(processor: Any) -> bool:
+    """Whether a feature extractor truncates where it is not told."""
+    parameter = inspect.signature(processor).parameters.get("truncation")
+    return parameter is not None and parameter.default is True
 
 
 def pair(key: str, token: str, media: Media | None, marks: list[int]) -> list[int]:

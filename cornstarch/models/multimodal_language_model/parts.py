@@ -93,15 +93,17 @@ def _read_by_models_of(config: PreTrainedConfig) -> set[str]:
         return set()
 
 
-def load_encoder(key: str, path: str | Path, class_name: str | None = None, **options: Any) -> Any:
+def load_encoder(
+    key: str, path: str | Path, class_name: str | None = None, *, weights: bool = True, **options: Any
+) -> Any:
     """A pretrained encoder: of a checkpoint with several towers, the one for a modality.
 
     Args:
         key: the modality; tells towers apart (`vision_config` is for a key that begins with `vision`).
         path: a folder, or a name on the hub.
         class_name: a class of transformers; found by itself if not given.
-        **options: for `from_pretrained` (`dtype`, `revision`, `attn_implementation`, `trust_remote_code`); and
-            `weights=False` for parameters on the meta device, read from no file.
+        weights: read them; otherwise parameters are on the meta device.
+        **options: for `from_pretrained` (`dtype`, `revision`, `attn_implementation`, `trust_remote_code`).
 
     Returns:
         The encoder in evaluation mode.
@@ -111,40 +113,46 @@ def load_encoder(key: str, path: str | Path, class_name: str | None = None, **op
         MissingFileError: if there is no such checkpoint.
     """
     config = _read_config(path, options)
-    encoder = _find_encoder(key, path, config, class_name, options)
+    encoder = _find_encoder(key, path, config, class_name, options, weights)
     manifest.record(encoder, path, config, options.get("revision"))
     return encoder
 
 
 def _find_encoder(
-    key: str, path: str | Path, config: PreTrainedConfig, class_name: str | None, options: dict[str, Any]
+    key: str,
+    path: str | Path,
+    config: PreTrainedConfig,
+    class_name: str | None,
+    options: dict[str, Any],
+    weights: bool,
 ) -> Any:
     if class_name is not None:
-        return _loaded(find_class(class_name, config), path, options)
+        return _loaded(find_class(class_name, config), path, options, weights)
     if getattr(config, "is_encoder_decoder", False):
-        return _loaded(AutoModel, path, options).get_encoder()
+        return _loaded(AutoModel, path, options, weights).get_encoder()
     tower = _tower_config(key, config, str(path))
     if tower is None:
-        return _loaded(AutoModel, path, options)
+        return _loaded(AutoModel, path, options, weights)
     if type(tower) in MODEL_MAPPING:
         cls = MODEL_MAPPING[type(tower)]
-        if not options.get("weights", True):
+        if not weights:
             return _without_weights(cls, tower, options)
-        encoder, report = cls.from_pretrained(path, output_loading_info=True, **_plain(options))
+        encoder, report = cls.from_pretrained(path, output_loading_info=True, **options)
         if not report["missing_keys"]:
             return encoder
-    whole = _loaded(_whole_class(config), path, options)  # its tower has other names there than by itself
+    whole = _loaded(_whole_class(config), path, options, weights)  # its tower has other names there than by itself
     found = (module for module in whole.modules() if isinstance(module, PreTrainedModel))
     return next(module for module in found if type(module.config) is type(tower))
 
 
-def make_encoder(values: dict[str, Any], class_name: str | None = None, **options: Any) -> Any:
+def make_encoder(values: dict[str, Any], class_name: str | None = None, *, weights: bool = True, **options: Any) -> Any:
     """An encoder with random weights.
 
     Args:
         values: `model_type`, and the config's arguments.
         class_name: a class of transformers; found by itself if not given.
-        **options: `dtype` and `attn_implementation`; and `weights=False` for parameters on the meta device.
+        weights: draw them; otherwise parameters are on the meta device.
+        **options: `dtype` and `attn_implementation`.
 
     Returns:
         The encoder.
@@ -154,20 +162,23 @@ def make_encoder(values: dict[str, Any], class_name: str | None = None, **option
     """
     config = make_config(values)
     cls = AutoModel if class_name is None else find_class(class_name, config)
-    encoder = _made(cls, config, options)
+    encoder = _made(cls, config, options, weights)
     if class_name is not None:
         return encoder
     return encoder.get_encoder() if getattr(config, "is_encoder_decoder", False) else encoder
 
 
-def load_language_model(path: str | Path, class_name: str | None = None, **options: Any) -> Any:
+def load_language_model(
+    path: str | Path, class_name: str | None = None, *, weights: bool = True, **options: Any
+) -> Any:
     """A pretrained causal language model.
 
     Args:
         path: a folder, or a name on the hub.
         class_name: a class of transformers; `AutoModelForCausalLM` if not given. Of a text backbone that has no such
             class, and of a multimodal checkpoint, backbone and head are taken (`BackboneWithHead`).
-        **options: for `from_pretrained`; and `weights=False` for parameters on the meta device, read from no file.
+        weights: read them; otherwise parameters are on the meta device.
+        **options: for `from_pretrained`.
 
     Returns:
         The language model in evaluation mode.
@@ -181,7 +192,9 @@ def load_language_model(path: str | Path, class_name: str | None = None, **optio
     whole = None
     if class_name is None and cls is AutoModelForCausalLM and type(config) not in cls._model_mapping:
         whole = next((auto for auto in _WITH_ALL_PARTS if type(config) in auto._model_mapping), None)
-    loaded = _loaded(cls, path, options) if whole is None else language_model_of(_loaded(whole, path, options))
+    loaded = _loaded(whole or cls, path, options, weights)
+    if whole is not None:
+        loaded = language_model_of(loaded)
     manifest.record(loaded, path, config, options.get("revision"))
     return loaded
 
@@ -206,14 +219,17 @@ def language_model_of(whole: PreTrainedModel) -> Any:
     return joined(body, head, whole.generation_config)
 
 
-def make_language_model(values: dict[str, Any], tokenizer: Any, class_name: str | None = None, **options: Any) -> Any:
+def make_language_model(
+    values: dict[str, Any], tokenizer: Any, class_name: str | None = None, *, weights: bool = True, **options: Any
+) -> Any:
     """A causal language model with random weights, for a tokenizer.
 
     Args:
         values: `model_type`, and the config's arguments; vocabulary and special tokens are the tokenizer's otherwise.
         tokenizer: the tokenizer.
         class_name: a class of transformers; found by itself if not given.
-        **options: `dtype` and `attn_implementation`; and `weights=False` for parameters on the meta device.
+        weights: draw them; otherwise parameters are on the meta device.
+        **options: `dtype` and `attn_implementation`.
 
     Returns:
         The language model.
@@ -229,7 +245,7 @@ def make_language_model(values: dict[str, Any], tokenizer: Any, class_name: str 
             "leave it out, or make it as large"
         )
     cls = _language_model_class(config) if class_name is None else find_class(class_name, config)
-    return _made(cls, config, options)
+    return _made(cls, config, options, weights)
 
 
 def load_processor(encoder: nn.Module, path: str | Path, **options: Any) -> Any:
@@ -324,20 +340,13 @@ def _read_config(path: str | Path, options: dict[str, Any], cls: Any = AutoConfi
         raise ArgumentError(f"{path}: {str(error).splitlines()[0]}") from error
 
 
-def _made(cls: Any, config: PreTrainedConfig, options: dict[str, Any]) -> Any:
+def _made(cls: Any, config: PreTrainedConfig, options: dict[str, Any], weights: bool) -> Any:
     """A model of random weights; whatever a config that makes no sense fails with is said as it is."""
     make = getattr(cls, "from_config", None) or cls._from_config
     try:
-        if not options.get("weights", True):
-            return weightless.make(lambda: make(copy.deepcopy(config), **_plain(options)))
-        return make(config, **_plain(options))
+        return make(config, **options) if weights else weightless.make(lambda: make(copy.deepcopy(config), **options))
     except Exception as error:
         raise ArgumentError(f"no {cls.__name__} can be made of a config of {config.model_type!r}: {error}") from error
-
-
-def _plain(options: dict[str, Any]) -> dict[str, Any]:
-    """What of the options is for Hugging Face's methods."""
-    return {name: value for name, value in options.items() if name != "weights"}
 
 
 def _without_weights(cls: Any, config: PreTrainedConfig, options: dict[str, Any]) -> Any:
@@ -349,16 +358,16 @@ def _without_weights(cls: Any, config: PreTrainedConfig, options: dict[str, Any]
         wanted["dtype"] = config.dtype
     if not hasattr(cls, "from_config"):
         wanted.pop("trust_remote_code", None)
-    return _made(cls, config, wanted | {"weights": False}).eval()
+    return _made(cls, config, wanted, weights=False).eval()
 
 
-def _loaded(cls: Any, path: str | Path, options: dict[str, Any]) -> Any:
+def _loaded(cls: Any, path: str | Path, options: dict[str, Any], weights: bool) -> Any:
     """A pretrained model, every weight of which the checkpoint has, but for a few beside the hidden states."""
-    if not options.get("weights", True):
+    if not weights:
         own = getattr(cls, "config_class", None)  # of one tower, where the checkpoint's is of the whole
         return _without_weights(cls, _read_config(path, options, own or AutoConfig), options)
     try:
-        model, report = cls.from_pretrained(path, output_loading_info=True, **_plain(options))
+        model, report = cls.from_pretrained(path, output_loading_info=True, **options)
     except (ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise ArgumentError(f"{path} cannot be loaded as {cls.__name__}: {str(error).splitlines()[0]}") from error
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}

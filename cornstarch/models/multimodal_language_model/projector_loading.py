@@ -13,7 +13,7 @@ from cornstarch.models.multimodal_language_model.configuration import projector_
 from cornstarch.models.multimodal_language_model.projector import MultimodalProjector
 
 
-def load_projector(key: str, path: str | Path, **options: Any) -> MultimodalProjector:
+def load_projector(key: str, path: str | Path, *, weights: bool = True, **options: Any) -> MultimodalProjector:
     """The projector of a modality out of a model that was saved, or of a multimodal model of Hugging Face's.
 
     Of the latter only its own projector is taken, not what stands around it there (chosen layers, joined tiles);
@@ -23,8 +23,9 @@ def load_projector(key: str, path: str | Path, **options: Any) -> MultimodalProj
         key: the modality; the only one of the other model if it has none of this name.
         path: a folder with a model saved by `save_pretrained` (or a run folder's `model`), or a folder or a name on the
             hub with a multimodal model of Hugging Face's.
+        weights: read them; otherwise parameters are on the meta device.
         **options: for Hugging Face's `from_pretrained`, such as `dtype` and `revision`; of them only `dtype` is for a
-            saved model. With `weights=False` the projector's parameters stay on the meta device.
+            saved model.
 
     Returns:
         The projector, its weights on the CPU.
@@ -36,8 +37,8 @@ def load_projector(key: str, path: str | Path, **options: Any) -> MultimodalProj
     """
     folder = Path(path)
     if (folder / "config.json").is_file() and library.read_json(folder / "config.json")["model_type"] == "cornstarch":
-        return _files.read(folder, "model", "config.json", lambda place: _saved(key, place, folder, options))
-    whole = importing.from_hugging_face(path, **{"use_safetensors": True, **options})
+        return _files.read(folder, "model", "config.json", lambda place: _saved(key, place, folder, options, weights))
+    whole = importing.from_hugging_face(path, weights=weights, **{"use_safetensors": True, **options})
     encoder = whole._modal_encoders[_chosen(key, list(whole.encoders), path)]
     projector = encoder.projector
     assert projector is not None, "a model gives every encoder a projector"
@@ -56,7 +57,7 @@ def _chosen(key: str, keys: list[str], path: Any) -> str:
     raise ArgumentError(f"{path} has no projector for {key!r}; its modalities: {', '.join(keys) or 'none'}")
 
 
-def _saved(key: str, folder: Path, path: Path, options: dict[str, Any]) -> MultimodalProjector:
+def _saved(key: str, folder: Path, path: Path, options: dict[str, Any], weights: bool) -> MultimodalProjector:
     """The projector in a folder in which nothing changes."""
     description = library.read_json(folder / "config.json")
     key = _chosen(key, list(description["encoders"]), path)
@@ -64,7 +65,7 @@ def _saved(key: str, folder: Path, path: Path, options: dict[str, Any]) -> Multi
     if entry["projector"] is None:
         raise ArgumentError(f"{path}: the projector of {key!r} is a module of the caller's own, which is not saved")
     projector: MultimodalProjector = weightless.make(lambda: MultimodalProjector(projector_config(entry["projector"])))
-    if not options.get("weights", True):
+    if not weights:
         return projector
     prefix = f"{key}_encoder.projector."
     state = {

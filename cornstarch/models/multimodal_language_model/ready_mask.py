@@ -5,7 +5,6 @@ once, with a few positions: a position that is hidden must change nothing, one t
 """
 
 from collections.abc import Mapping
-from contextlib import contextmanager
 from typing import Any, TypeGuard
 from weakref import WeakKeyDictionary
 
@@ -74,7 +73,7 @@ def _why_not(language_model: nn.Module, embeds: Tensor) -> str | None:
     causal = torch.ones(1, 1, _LENGTH, _LENGTH, dtype=torch.bool, device=embeds.device).tril()
     hidden = causal.clone()
     hidden[..., 1:, 0] = False  # position 0 sees itself and nothing sees it
-    with torch.no_grad(), evaluating(language_model):
+    with torch.no_grad(), freezing.evaluating(language_model):
         try:
             seen, unseen = (
                 (_logits(language_model, first, mask) - _logits(language_model, changed, mask)).abs().max().item()
@@ -98,15 +97,3 @@ def _logits(language_model: nn.Module, embeds: Tensor, mask: Tensor) -> Tensor:
     arguments = {name: value for name, value in optional.items() if name in taken}
     output = language_model(inputs_embeds=embeds, attention_mask=additive(mask, embeds.dtype), **arguments)
     return output.logits[:, 1:].float()  # type: ignore[no-any-return]
-
-
-@contextmanager
-def evaluating(part: nn.Module) -> Any:
-    """Evaluation mode, without which dropout would answer, and the former mode of every module again."""
-    modes = [(module, module.training) for module in part.modules()]
-    part.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
