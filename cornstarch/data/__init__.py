@@ -1,8 +1,9 @@
 """Data: what a model is shown, and the batches it is shown in.
 
-Files stand in the order of the flow: rows, tables, shards -> media_folder, formats -> files, digits, mixtures, streams
-(the sources of samples) -> conversations -> collation, joining -> loader, steps, budgets, lengths -> batches,
-stream_batches; viewing, view (a sample as the model gets it).
+Files stand in the order of the flow: rows, tables, shards, rescue -> media_folder, formats -> files, leaving_out,
+digits, tones, digits_and_tones, mixtures, streams (the sources of samples) -> conversations -> collation, joining ->
+loader, steps, budgets, lengths -> batches, stream_batches. Beside it: viewing and view (a sample as the model gets it),
+doctor (all of them, checked), pages (what both are shown on).
 """
 
 from cornstarch.data.batches import Batches

@@ -58,11 +58,12 @@ class TrainingConfig:
     batch_size: int = 32
     """Samples per optimizer step."""
     micro_batch_size: int | None = None
-    """Samples on the device at once; `batch_size` if left out. Fewer need less memory and change no numbers."""
+    """Samples on the device at once; `batch_size` if left out. Fewer need less memory and change no numbers, except
+    where mixtures of experts add the balance of each batch to the loss."""
     micro_batch_positions: int | None = None
     """Positions on the device at once, padding included. The samples of a step are put together by length, as many at a
     time as fit: less padding, and a bound on the language model's memory that holds for the longest samples too.
-    Changes no numbers."""
+    Changes as little as `micro_batch_size`."""
     micro_batch_media: int | None = None
     """Images, sounds and videos on the device at once, whatever their size; samples are put together as with
     `micro_batch_positions`."""
