@@ -198,3 +198,35 @@ def test_without_labels_or_with_logits_nothing_changes() -> None:
     assert max(rows.seen[-1:]) <= int((inputs["labels"] != -100).sum()) + 1
     torch.testing.assert_close(without.loss, with_logits.loss)
     assert model.eval()(**inputs).logits.shape[:2] == inputs["input_ids"].shape
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4])
+@pytest.mark.parametrize("own", [False, True])
+def test_what_is_asked_does_not_depend_on_how_far_apart_logits_are(own: bool, scale: float) -> None:
+    """With logits that are nearly equal every loss is nearly the same; only a loss by labels alone is taken for one."""
+    part = language_model("llama")
+    part.lm_head.weight.data.mul_(scale)
+    if own:
+        part.loss_function = lambda logits, labels, **_: exact_loss(
+            logits * torch.linspace(1, 2, logits.shape[1])[:, None], labels, logits.shape[-1]
+        )
+    given = batch(part)
+    assert_same(part, given, 2**26)
+    rows = Rows(part)
+    labelled_head.run(part, given)
+    assert rows.seen == [14 if own else 6]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision(autocast: bool) -> None:
+    """In bfloat16, of the weights or of the products alone, the head sees labelled positions only as well."""
+    part = making.language_model("llama", torch.float32 if autocast else torch.bfloat16).train()
+    given = batch(part)
+    given["inputs_embeds"] = given["inputs_embeds"].detach().to(torch.float32 if autocast else torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected = part(**given).loss
+        labelled_head.run(part, given)
+        rows = Rows(part)
+        found = labelled_head.run(part, given).loss
+    assert rows.seen == [6]
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=0)
