@@ -57,7 +57,8 @@ def parsed(made: argparse.ArgumentParser, given: Sequence[str] | None = None) ->
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning)  # Hugging Face renames; results do not say so
+    warnings.filterwarnings("ignore", category=FutureWarning)  # names that Hugging Face will change
+    warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
     return options
 
 
@@ -112,10 +113,12 @@ class Goal:
         at_least: its limit.
         bound: key of the best figure that theory allows.
         share: key of the share of the bound that was reached.
+        form: how the figure is written; as in its column, if there is one and nothing is said.
     """
 
     text: str
     column: str
+    form: str = ""
     at_most: float | None = None
     at_least: float | None = None
     bound: str | None = None
@@ -218,18 +221,19 @@ class Report:
     def judged(self, goal: Goal) -> Row:
         """A goal beside what was reached: the figure, bound and share of the worst row, and the rows that miss it."""
         rows = sorted((row for row in self.rows if row.get(goal.column) is not None), key=goal.excess, reverse=True)
-        missed = [self.name_of(row) for row in rows if goal.excess(row) > 0]
+        missed = [row for row in rows if goal.excess(row) > 0]
         worst = rows[0] if rows else {}
         form = next((column.form for column in self.columns if column.key == goal.column), "")
         return {
             "goal": goal.text,
             "figure": worst.get(goal.column),
-            "form": form,
+            "form": goal.form or form,
             "bound": worst.get(goal.bound) if goal.bound else None,
             "share": worst.get(goal.share) if goal.share else None,
             "met": bool(rows) and not missed,
             "worst": self.name_of(worst),
-            "missed": missed,
+            "missed": [self.name_of(row) for row in missed],
+            "missed_rows": [place for place, row in enumerate(self.rows) if any(row is other for other in missed)],
             "of": len(rows),
         }
 
@@ -237,7 +241,7 @@ class Report:
         """Print what became of the goals; write the file, if there is to be one."""
         goals = [self.judged(goal) for goal in self.goals]
         for goal in goals:
-            verdict = "met" if goal["met"] else f"missed in {len(goal['missed'])} of {goal['of']}"
+            verdict = f"met in {goal['of']}" if goal["met"] else f"missed in {len(goal['missed'])} of {goal['of']}"
             print(f"{verdict}: {goal['goal']}; worst {written(goal['figure'], goal['form'])} ({goal['worst']})")
         if output is not None:
             output.parent.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,7 @@ GOALS = [
     ),
     Goal(
         text="a language model alone with sparse labels (25 % or less): 85 % of the bound or better",
-        column="sparse", at_least=0.85, bound="bound", share="share",
+        column="sparse", at_least=0.85, bound="bound", share="share", form=".1%",
     ),
 ]  # fmt: skip
 PLOT = Plot(kind="bound", values=("ratio", "bound"), names=("vocabulary",), line=1.02)

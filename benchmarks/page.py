@@ -41,8 +41,9 @@ measure again. Bytes and floating-point operations are exact, and the same every
 100&nbsp;% is all there is to gain. A share a little above it means that something was saved which the bound does not
 count; much above it, that what is compared with is broken.</p>
 <p>A goal holds for a whole sweep. Its <b>figure</b> is that of the <b>worst</b> cell, and it is met if every cell
-meets it. A missed goal is listed with every cell that misses it. In pictures of ratios, each point is a cell: on the
-line it reaches the bound, in the shaded band 85&nbsp;% of it or better, above it less. Both axes are logarithmic.</p>
+meets it. A missed goal is listed with every cell that misses it, and its rows are shaded. In pictures of ratios, each
+point is a cell: on the line it reaches the bound, in the shaded band 85&nbsp;% of it or better, above it less. Both
+axes are logarithmic.</p>
 """
 
 
@@ -85,7 +86,7 @@ def _goals(results: Sequence[Row]) -> str:
     for result in results:
         for goal in _goals_of(result):
             form = goal.get("form") or ""
-            kind, verdict = "met", "✓ met"
+            kind, verdict = "met", f"✓ met in all {goal.get('of', '')}"
             if not goal.get("met"):
                 kind, verdict = "missed", f"✗ missed in {len(goal.get('missed') or [])} of {goal.get('of', '?')}"
             cells = (
@@ -113,7 +114,7 @@ def _missed(results: Sequence[Row]) -> str:
             cells = [html.escape(cell) for cell in goal.get("missed") or []]
             if cells:
                 listed = "".join(f"<li>{cell}</li>" for cell in cells)
-                found.append(f"<p><b>{html.escape(goal['goal'])}</b>, missed in:</p><ul>{listed}</ul>")
+                found.append(f"<p><b>{_marked(goal['goal'])}</b>, missed in:</p><ul>{listed}</ul>")
     return f"<h2>Where goals are missed</h2>{''.join(found)}" if found else "<p>Every goal measured here is met.</p>"
 
 
@@ -151,11 +152,12 @@ def _table(result: Row) -> str:
     columns = result.get("columns") or [{"key": key, "title": title, "form": ""} for key, title in plain.items()]
     numeric = {c["key"] for c in columns if any(isinstance(row.get(c["key"]), int | float) for row in rows)}
     head = "".join(f"<th{' class=n' if c['key'] in numeric else ''}>{html.escape(c['title'])}</th>" for c in columns)
+    bad = {place for goal in _goals_of(result) for place in goal.get("missed_rows") or []}
     lines = []
-    for row in rows:
+    for place, row in enumerate(rows):
         texts = [(c["key"], written(row.get(c["key"]), c.get("form") or _plain(row.get(c["key"])))) for c in columns]
         cells = [_number(text) if key in numeric else f"<td>{html.escape(text)}</td>" for key, text in texts]
-        lines.append(f"<tr>{''.join(cells)}</tr>")
+        lines.append(f"<tr{' class=bad' if place in bad else ''}>{''.join(cells)}</tr>")
     return f"<div class=wide><table><tr>{head}</tr>{''.join(lines)}</table></div>"
 
 
@@ -168,7 +170,7 @@ def _number(text: str) -> str:
 
 
 def _linked(text: str, topic: str) -> str:
-    return f'<td><a href="#{html.escape(topic)}">{html.escape(text)}</a></td>'
+    return f'<td><a href="#{html.escape(topic)}">{_marked(text)}</a></td>'
 
 
 def read(folder: Path, order: Sequence[str] = ()) -> list[Row]:
