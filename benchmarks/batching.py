@@ -88,14 +88,14 @@ def main() -> int:
     options = harness.parsed(harness.parser(__doc__))
     model, collator = small_model()
     made: dict[str, list[StepBatch]] = {}
-    steps = SAMPLES // STEP // (4 if options.quick else 1)
+    size = STEP // 4 if options.quick else STEP  # of a step; as many steps, since a window takes eight
 
     def prepare(way: str) -> None:
-        batches = Batches(LongTailed(), collator, STEP, **WAYS[way])
-        made[way] = [next(batches) for _ in range(steps)]
+        batches = Batches(LongTailed(), collator, size, **WAYS[way])
+        made[way] = [next(batches) for _ in range(SAMPLES // STEP)]
 
     report = Report("batching", __doc__, COLUMNS, names=1, plot=PLOT)
-    prepared = harness.in_turn({way: partial(prepare, way) for way in WAYS}, min(3, options.repeats), warm_ups=0)
+    prepared = harness.in_turn({way: partial(prepare, way) for way in WAYS}, 1 if options.quick else 3, warm_ups=0)
     taken = harness.in_turn({way: partial(take, model, made[way]) for way in WAYS}, options.repeats)
     first = next(iter(WAYS))
     whole = {way: padding(made[way]) for way in WAYS}

@@ -23,9 +23,14 @@ from cornstarch import MultimodalModel
 POSITIONS, LAYERS = 512, 4
 SWEEP = [
     (width, vocabulary, share)
-    for width in (256, 512)
-    for vocabulary in (8_000, 32_000, 128_000)
-    for share in (0.1, 0.25, 1.0)
+    for width, vocabulary, shares in (
+        (256, 8_000, (0.1, 0.25, 1.0)),
+        (256, 32_000, (0.1, 0.25, 1.0)),
+        (256, 128_000, (0.1, 1.0)),
+        (512, 8_000, (0.1, 1.0)),
+        (512, 32_000, (0.1, 1.0)),
+    )
+    for share in shares
 ]
 QUICK = [(256, 8_000, 0.1), (256, 8_000, 1.0)]
 SPARSE = 0.25  # labels are sparse up to here

@@ -107,8 +107,9 @@ def by_hand(model: Any, batches: Prepared, steps: int, total: int, peak: float) 
 def main() -> int:
     """Measure and print; write JSON if asked; the exit code is 1 if the losses differ."""
     parser = harness.parser(__doc__)
-    parser.add_argument("--steps", type=int, default=20, help="per block")
+    parser.add_argument("--steps", type=int, help="per block (20)")
     options = harness.parsed(parser)
+    options.steps = options.steps or (8 if options.quick else 20)
     report = Report("loop_overhead", __doc__, COLUMNS, names=1, goals=GOALS)
     config = read_config(CONFIG)
     total = options.steps * (options.repeats + 1)

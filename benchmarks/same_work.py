@@ -36,9 +36,8 @@ SWEEP = [
         (SMALL, 128_000, (0.1, 1.0)),
         (MEDIUM, 8_000, (0.1, 0.25, 1.0)),
         (MEDIUM, 32_000, (0.1, 0.25, 1.0)),
-        (MEDIUM, 128_000, (0.1, 1.0)),
-        (LARGE, 8_000, (0.1, 0.25, 1.0)),
-        (LARGE, 32_000, (0.1, 1.0)),
+        (LARGE, 8_000, (0.1, 1.0)),
+        (LARGE, 32_000, (0.1,)),
         (LONG, 128_000, (1.0,)),
     )
     for labelled in shares
@@ -68,7 +67,7 @@ def cells(size: Size, repeats: int) -> Iterator[Row]:
     """A row for each regime, on the same two models."""
     theirs, ours = llava.pair(size)
     given = llava.batch(size)
-    for regime in llava.REGIMES:
+    for regime in [*llava.REGIMES][:1] if size.name == "long" else llava.REGIMES:
         llava.check_equal(llava.choose(theirs, regime), llava.choose(ours, regime), given)
         own, other = llava.Step(ours, given), llava.Step(theirs, given)
         seconds = harness.in_turn({"ours": own, "Hugging Face": other}, repeats)
