@@ -227,7 +227,7 @@ class Report:
         return {
             "goal": goal.text,
             "figure": worst.get(goal.column),
-            "form": goal.form or form,
+            "form": goal.form or form or (".3g" if isinstance(worst.get(goal.column), float) else ""),
             "bound": worst.get(goal.bound) if goal.bound else None,
             "share": worst.get(goal.share) if goal.share else None,
             "met": bool(rows) and not missed,

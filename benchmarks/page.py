@@ -85,7 +85,7 @@ def _goals(results: Sequence[Row]) -> str:
     rows = []
     for result in results:
         for goal in _goals_of(result):
-            form = goal.get("form") or ""
+            form = goal.get("form") or _plain(goal.get("figure"))
             kind, verdict = "met", f"✓ met in all {goal.get('of', '')}"
             if not goal.get("met"):
                 kind, verdict = "missed", f"✗ missed in {len(goal.get('missed') or [])} of {goal.get('of', '?')}"

@@ -58,7 +58,8 @@ def against_bound(plot: Row, rows: Sequence[Row], titles: dict[str, str]) -> Any
         mine = [row for row in rows if row.get(series) == name]
         look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKS[place % len(MARKS)], "edgecolor": "white"}
         points = [row[bound] for row in mine], [row[value] for row in mine]
-        axes.scatter(*points, s=34, label=str(name), alpha=0.85, lw=0.5, **look)
+        label = f"{titles.get(series, series)} {name:,}" if isinstance(name, int | float) else str(name)
+        axes.scatter(*points, s=34, label=label, alpha=0.85, lw=0.5, **look)
     ticks = [tick for tick in (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0) if low <= tick <= high]
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
