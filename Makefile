@@ -6,7 +6,7 @@
 #   make test-all    the slow tests too, and the tests against a built wheel
 #   make check       lint, format, types, docstrings, import edges
 #   make zoo         every encoder with every language model, and docs/zoo.md (five minutes)
-#   make bench       the benchmarks: ratios and goals, as tables
+#   make bench       the benchmarks: ratios and goals, as tables (on a GPU: python benchmarks/gpu.py)
 #   make docs        the documentation as a site, in docs/_build/html
 #   make test-lowest the tests with the lowest versions pyproject.toml allows
 #
@@ -33,7 +33,7 @@ demo-omni: $(VENV)/.demo
 	$(BIN)/python -m cornstarch.cli.demo_omni examples/omni.yaml --run.overwrite true $(DEMO_ARGS)
 
 bench: $(VENV)/.demo
-	for script in benchmarks/*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
 
 test: $(VENV)/.check
 	$(TESTS) -n $(WORKERS) -m "not slow" tests

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd.graph import saved_tensors_hooks
-from transformers import Trainer, TrainingArguments
 
 from cornstarch import MultimodalModel
 from cornstarch.models.multimodal_language_model import checkpointing as checkpointing_module
@@ -192,6 +191,7 @@ def test_checkpoints_keep_the_input_of_each_layer() -> None:
 # --- how often is compiled --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_number_of_graphs_is_bounded() -> None:
     """20 lengths in batches of one to four, then evaluation: no more graphs than kinds of batches.
 
@@ -326,6 +326,7 @@ def test_what_trains_may_change_afterwards() -> None:
     assert_same(step(model, batch()), step(plain, batch()), 1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["opt", "gpt2", "mixtral"])
 def test_other_language_models(family: str) -> None:
     """Learned positions, dropout that is a function, experts: loss and gradients, fp64, 1e-10."""
@@ -335,26 +336,3 @@ def test_other_language_models(family: str) -> None:
     )
     compiled(model, "eager", dynamic=False)
     assert_same(step(model, batch()), step(plain, batch()), 1e-10)
-
-
-@pytest.mark.slow
-def test_trainer_compiles_the_whole_model(tmp_path: Path) -> None:
-    """`Trainer(torch_compile=True)` wraps the model, whose layers may be compiled as well: losses as without, 1e-5."""
-    losses = []
-    for how in (None, "trainer", "both"):
-        torch._dynamo.reset()
-        model = made("projector", torch.float32)
-        if how == "both":
-            compiled(model, "eager")
-        options = {} if how is None else {"torch_compile": True, "torch_compile_backend": "eager"}
-        arguments = TrainingArguments(
-            output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=2, report_to=[], save_strategy="no",
-            use_cpu=True, disable_tqdm=True, logging_steps=1, **options,
-        )  # fmt: skip
-        given = batch(dtype=torch.float32)
-        samples = [{name: value[index] for name, value in given.items()} for index in range(2)] * 2
-        trainer = Trainer(model=model, args=arguments, train_dataset=samples)
-        trainer.train()
-        losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-    assert losses[2] == pytest.approx(losses[0], rel=1e-5)
