@@ -6,7 +6,7 @@
 #   make test-all    the slow tests too, and the tests against a built wheel
 #   make check       lint, format, types, docstrings, import edges
 #   make zoo         every encoder with every language model, and docs/zoo.md (five minutes)
-#   make bench       the benchmarks, and a page of them: ratios, bounds, goals (25 minutes; BENCH_ARGS=--quick: five)
+#   make bench       the benchmarks, and a page of them: ratios, bounds, goals (25 minutes; BENCH_ARGS=--quick: five; on a GPU: gpu.py)
 #   make docs        the documentation as a site, in docs/_build/html
 #   make test-lowest the tests with the lowest versions pyproject.toml allows
 #

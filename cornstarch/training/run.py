@@ -21,7 +21,13 @@ from cornstarch.data import (
 from cornstarch.data.collation import labelled_batch
 from cornstarch.data.steps import broken_files, good_samples, refusal
 from cornstarch.errors import ArgumentError, CornstarchError, TrainingError
-from cornstarch.models.multimodal_language_model import MultimodalModel, MultimodalProcessor, anatomy, pretrained
+from cornstarch.models.multimodal_language_model import (
+    MultimodalModel,
+    MultimodalProcessor,
+    compiling,
+    kernels,
+    pretrained,
+)
 from cornstarch.training import building, checkpoints, pictures, report, selection, sourcing
 from cornstarch.training.config import SourceConfig, TrainConfig
 from cornstarch.training.devices import check_precision, pick_device
@@ -114,6 +120,7 @@ def train(
 
     model, processor = _model(config, model, processor, resumed)
     model.to(device)
+    use_liger(model, config.training.liger)
     speed_up(model, gradient_checkpointing=config.training.gradient_checkpointing, compile=config.training.compile)
     collator = sourcing.make_collator(processor, config.data)
     batches = _batches(config, source, collator)
@@ -169,9 +176,34 @@ def speed_up(model: MultimodalModel, *, gradient_checkpointing: bool, compile: b
     if gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if compile:
-        for modules in model.parts.values():
-            for layer in anatomy.layers(modules[0]):
-                layer.compile()
+        model.compile()
+
+
+def use_liger(model: MultimodalModel, wanted: bool | None) -> None:
+    """Put Liger's kernels into the language model and the encoders that Liger knows, and say what is left out.
+
+    Args:
+        model: changed in place, on the device where it is to run.
+        wanted: True for an error if the language model cannot have them, None for as far as they can be used on a
+            CUDA device, False for none.
+
+    Raises:
+        ArgumentError: if they are wanted, and the language model cannot have them.
+    """
+    if wanted is False or (wanted is None and model.device.type != "cuda"):
+        return
+    for name, (part, *_) in model.parts.items():
+        must = wanted is True and name == "language_model"
+        if name.endswith("_projector") or (not must and kernels.why_not(part) is not None):
+            continue
+        try:
+            kept = kernels.enable(part)
+        except ArgumentError as error:
+            if must:
+                raise ArgumentError(f"training.liger: {error}") from None
+            kept = {"all": str(error)}
+        for what, reason in kept.items():
+            warn(f"{name}: without Liger's kernels ({what}): {reason}")
 
 
 # --- before the first step --------------------------------------------------------------------------------------------
@@ -310,7 +342,7 @@ def _try(model: MultimodalModel, collator: Collator, sample: Sample) -> None:
     """Run the model on one sample, so that parts that do not fit are said before anything is written."""
     batch = {name: value.to(model.device) for name, value in collator([sample]).items()}
     try:
-        with in_evaluation_mode(model):
+        with in_evaluation_mode(model), compiling.eagerly():
             model(**batch)
     except RuntimeError as error:
         if isinstance(error, CornstarchError):

@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from cornstarch.models.multimodal_language_model import anatomy, freezing
+from cornstarch.models.multimodal_language_model import anatomy, compiling, freezing
 from cornstarch.models.multimodal_language_model.merge import IGNORE_INDEX
 
 MOST_LOGITS = 2**26  # numbers in a chunk of logits: 256 MiB in float32
@@ -228,7 +228,7 @@ def _asked(language_model: nn.Module, head: nn.Module, embeds: Tensor) -> _Answe
     """The answer of a language model, which is asked once for each dtype."""
     known = _ANSWERS.setdefault(freezing.unwrap(language_model), {})
     if embeds.dtype not in known:
-        with torch.no_grad(), freezing.evaluating(language_model):
+        with torch.no_grad(), freezing.evaluating(language_model), compiling.eagerly():
             known[embeds.dtype] = _ask(language_model, head, embeds)
     return known[embeds.dtype]
 

@@ -75,7 +75,11 @@ class TrainingConfig:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more work."""
     compile: bool = False
-    """Compile each layer with torch.compile."""
+    """Compile each layer with torch.compile: the first steps take minutes, all others less time."""
+    liger: bool | None = None
+    """Liger's kernels for norms and activations (the package liger-kernel), which change results within rounding. Left
+    out: on a CUDA device, where the package is installed, in the parts that it knows. true: an error if the language
+    model cannot have them. false: never."""
     seed: int = 0
     """Of new weights, order, dropout. On a CPU the same seed gives the same numbers."""
     device: str = "auto"
