@@ -86,6 +86,26 @@ def ask_ahead(language_model: nn.Module, width: int, dtype: torch.dtype, device:
         _asked(language_model, head, torch.empty(0, 0, width, dtype=dtype, device=device))
 
 
+def rows_of(language_model: nn.Module, labelled: int, most_logits: int = MOST_LOGITS) -> tuple[int, int]:
+    """How many rows a language model's head is given, if it is given labelled positions alone.
+
+    Args:
+        language_model: wrapped or not.
+        labelled: positions that predict something.
+        most_logits: as for `run`.
+
+    Returns:
+        The number, and how many of them are in chunks that the backward pass computes again. A chunk has a row more.
+    """
+    base: Any = freezing.unwrap(language_model)
+    head = _head_of(language_model)
+    if head is None or not labelled:
+        return labelled, 0
+    size = max(1, most_logits // _vocabulary(head, base.get_input_embeddings().weight.shape[-1]))
+    chunks = -(-labelled // size)
+    return labelled + chunks, max(0, labelled - size) + chunks - 1
+
+
 def _head_of(language_model: nn.Module) -> nn.Module | None:
     """The module that makes logits of hidden states; None if the language model does not say."""
     base: Any = freezing.unwrap(language_model)
