@@ -104,7 +104,7 @@ def main() -> int:
         losses = step(model, given), step(plain, given)
         assert abs(losses[0] - losses[1]) <= 1e-5 * losses[1], losses
         ways = {"ours": partial(step, model, given), "Hugging Face": partial(step, plain, given)}
-        row = harness.ratios(harness.in_turn(ways, options.repeats, warm_ups=0), "ours", "Hugging Face")
+        row = harness.ratios(harness.in_turn(ways, options.repeats), "ours", "Hugging Face")
         best = bound(plain, positions, share)
         reached = best / row["ratio"]
         cell = {"width": width, "vocabulary": vocabulary, "positions": positions, "labelled": share}
