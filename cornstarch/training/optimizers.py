@@ -20,7 +20,6 @@ _UNFIT: dict[Any, str] = {
 }
 # Their update in one pass over the weights is four times as fast on a CPU as tensor by tensor, PyTorch's default.
 _FUSED = (torch.optim.Adam, torch.optim.AdamW)
-_FUSED_ON = ("cpu", "cuda", "mps", "xpu")
 _NUMBERED = re.compile(r"\.\d+$")
 
 
@@ -110,8 +109,10 @@ def make_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> Opt
 def _implementation(cls: type, groups: list[dict[str, Any]], config: OptimizerConfig) -> dict[str, bool]:
     """The argument that makes the update fused; none where that cannot be, or where something else is asked for."""
     chosen = {"fused", "foreach", "differentiable"} & config.arguments.keys()
-    devices = {parameter.device.type for group in groups for parameter in group["params"]}
-    return {"fused": True} if cls in _FUSED and not chosen and devices <= set(_FUSED_ON) else {}
+    used = {parameter.device.type for group in groups for parameter in group["params"]}
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    there = {"cpu"} if accelerator is None else {"cpu", accelerator.type}
+    return {"fused": True} if cls in _FUSED and not chosen and used <= there else {}
 
 
 def _first(*values: Any) -> Any:

@@ -39,7 +39,8 @@ def peak_flops(device: torch.device, precision: str) -> float:
     Returns:
         By the maker's data sheet, for devices that are known; else what a short matrix product reaches.
     """
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    tell = getattr(torch.get_device_module(device), "get_device_name", None)
+    name = tell(device) if tell is not None else ""
     known = next((peaks for words, peaks in _PEAKS.items() if set(words.split()) <= set(name.split())), None)
     known = known or next((peaks for words, peaks in _PEAKS.items() if words in name), None)
     if known is None:

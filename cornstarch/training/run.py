@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -29,7 +28,7 @@ from cornstarch.models.multimodal_language_model import (
     pretrained,
 )
 from cornstarch.training import building, checkpoints, pictures, report, selection, sourcing
-from cornstarch.training.config import SourceConfig, TrainConfig
+from cornstarch.training.config import TrainConfig
 from cornstarch.training.devices import check_precision, pick_device
 from cornstarch.training.evaluation import AnswerMetric, in_evaluation_mode
 from cornstarch.training.folder import RunFolder, flat, refuse_other_config
@@ -110,7 +109,7 @@ def train(
         refuse_other_config(folder.config, config)
     device = _prepare(config)
     salvage = config.data.bad_samples != "stop"
-    source = _source(config.data.train, salvage) if source is None else source
+    source = sourcing.training_source(config.data) if source is None else source
     if isinstance(source, StreamSource) and config.training.steps is None:
         raise ArgumentError("training.steps must be given: nobody knows how long a stream is")
     if isinstance(source, StreamSource) and config.training.length_window > 1:
@@ -123,7 +122,7 @@ def train(
     use_liger(model, config.training.liger)
     speed_up(model, gradient_checkpointing=config.training.gradient_checkpointing, compile=config.training.compile)
     collator = sourcing.make_collator(processor, config.data)
-    batches = _batches(config, source, collator)
+    batches = sourcing.make_batches(config, source, collator)
     groups = parameter_groups(model, config.optimizer, config.trains, config.schedule.warmup)
     rows = report.part_rows(model, groups)
     print(report.part_table(rows), flush=True)
@@ -221,12 +220,6 @@ def _prepare(config: TrainConfig) -> torch.device:
     return device
 
 
-def _source(config: SourceConfig | None, salvage: bool) -> Source | StreamSource:
-    if config is None:
-        raise ArgumentError("data.train must be given: there is nothing to train on")
-    return sourcing.open_source(config, salvage=salvage)
-
-
 def _model(
     config: TrainConfig, model: MultimodalModel | None, processor: MultimodalProcessor | None, resumed: Path | None
 ) -> tuple[MultimodalModel, MultimodalProcessor]:
@@ -237,8 +230,7 @@ def _model(
         model, processor = building.build_model(config.model, config.data.template)
     else:
         set_template(processor.llm_tokenizer, config.data.template)
-    added = config.model.language_model.added_tokens if config.model.language_model is not None else []
-    selection.choose(model, config.trains, [processor.llm_tokenizer.convert_tokens_to_ids(token) for token in added])
+    selection.choose_for(config, model, processor.llm_tokenizer)
     if resumed is not None:
         pretrained.load_weights(model, resumed / "model")
     model.train()
@@ -250,18 +242,6 @@ def _model(
             )
             break
     return model, processor
-
-
-def _batches(config: TrainConfig, source: Source | StreamSource, collator: Collator) -> Batches | StreamBatches:
-    options: dict[str, Any] = {
-        "budget": sourcing.make_budget(config.training),
-        "seed": config.training.seed,
-        "workers": config.data.workers,
-        "bad_samples": config.data.bad_samples,
-    }
-    if isinstance(source, StreamSource):
-        return StreamBatches(source, collator, config.training.batch_size, **options)
-    return Batches(source, collator, config.training.batch_size, length_window=config.training.length_window, **options)
 
 
 def _steps(config: TrainConfig, batches: Batches | StreamBatches) -> int:
