@@ -9,7 +9,8 @@
     ├── MediaError (ValueError)                an image, sound or video that cannot be read
     ├── CheckpointError (OSError)              a saved model or processor that cannot be used
     │   └── MissingFileError (FileNotFoundError)
-    └── TrainingError (RuntimeError)           a training run that cannot go on
+    ├── TrainingError (RuntimeError)           a training run that cannot go on
+    └── FrozenCostError (AssertionError)       a frozen part that costs more than it must
 
 `except CornstarchError` catches every mistake this package reports; `except ValueError` and its like work as
 everywhere in Python.
@@ -84,3 +85,7 @@ class MissingFileError(CheckpointError, FileNotFoundError):
 
 class TrainingError(CornstarchError, RuntimeError):
     """A training run that cannot go on, with the step at which it stopped."""
+
+
+class FrozenCostError(CornstarchError, AssertionError):
+    """A frozen part saves memory for the backward pass, or computes what nobody asks for; the message says which."""

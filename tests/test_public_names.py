@@ -49,6 +49,7 @@ def test_errors_are_the_built_in_ones_too() -> None:
         "CheckpointError": OSError,
         "MissingFileError": FileNotFoundError,
         "TrainingError": RuntimeError,
+        "FrozenCostError": AssertionError,
     }
     for name, built_in in expected.items():
         error = getattr(cornstarch, name)

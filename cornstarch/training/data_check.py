@@ -17,7 +17,8 @@ from cornstarch.training import building, selection, sourcing
 from cornstarch.training.config import TrainConfig
 from cornstarch.training.devices import pick_device
 from cornstarch.training.forecast import Length, PartWork, forecast
-from cornstarch.training.work import measured_speed, part_work
+from cornstarch.training.peaks import measured_speed
+from cornstarch.training.work import part_work
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,7 @@ from cornstarch.training.loop import Callback, Loop, LossTerm, Metric
 from cornstarch.training.metrics import Trackers, check_trackers
 from cornstarch.training.moments import Checker, Keeper, Recorder, Reporter, told, warn
 from cornstarch.training.optimizers import make_optimizer, parameter_groups
+from cornstarch.training.peaks import peak_flops
 from cornstarch.training.progress import Progress
 from cornstarch.training.random_state import seed_everything
 from cornstarch.training.reading import to_values, to_yaml
@@ -147,8 +148,9 @@ def train(
         folder.start(to_yaml(config), device, anew=resumed is None)
         keeper = Keeper(folder, config.run, model, processor)
         trackers = Trackers(config.run.trackers, folder.trackers, config.run.project, flat(to_values(config)))
-        with StopOnSignal() as signals, Progress(loop.steps) as progress:
-            recorder = Recorder(folder, config.run.log_every, progress, trackers)
+        peak = config.training.peak_flops or peak_flops(device, config.training.precision)
+        with StopOnSignal() as signals, Progress(loop.steps, peak=peak) as progress:
+            recorder = Recorder(folder, config.run.log_every, progress, trackers, peak)
             checks = [checker] if checker is not None else []
             loop.callbacks = [signals, recorder, Reporter(folder), *checks, *callbacks, keeper]
             if state is not None:

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -69,6 +70,40 @@ def run(language_model: nn.Module, arguments: Mapping[str, Any], most_logits: in
     if len(chunks) == 1 or answer.callees is None:
         return _of_rows(language_model, head, arguments, places, targets)
     return _of_chunks(language_model, head, arguments, chunks, targets, answer.callees)
+
+
+def ask_ahead(language_model: nn.Module, width: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Ask a language model now how it can be run, rather than before its first loss.
+
+    Args:
+        language_model: wrapped or not.
+        width: of its embeddings.
+        dtype: of its embeddings.
+        device: of its embeddings.
+    """
+    head = _head_of(language_model)
+    if head is not None:
+        _asked(language_model, head, torch.empty(0, 0, width, dtype=dtype, device=device))
+
+
+def rows_of(language_model: nn.Module, labelled: int, most_logits: int = MOST_LOGITS) -> tuple[int, int]:
+    """How many rows a language model's head is given, if it is given labelled positions alone.
+
+    Args:
+        language_model: wrapped or not.
+        labelled: positions that predict something.
+        most_logits: as for `run`.
+
+    Returns:
+        The number, and how many of them are in chunks that the backward pass computes again. A chunk has a row more.
+    """
+    base: Any = freezing.unwrap(language_model)
+    head = _head_of(language_model)
+    if head is None or not labelled:
+        return labelled, 0
+    size = max(1, most_logits // _vocabulary(head, base.get_input_embeddings().weight.shape[-1]))
+    chunks = -(-labelled // size)
+    return labelled + chunks, max(0, labelled - size) + chunks - 1
 
 
 def _head_of(language_model: nn.Module) -> nn.Module | None:
@@ -229,9 +264,16 @@ def _ask(language_model: nn.Module, head: nn.Module, embeds: Tensor) -> _Answer:
             raise
         except Exception:
             continue
-        if apart > 0 and (found - expected).abs() <= tolerance:  # a NaN is no answer
+        if _is_equal(found, expected, apart, tolerance):
             return _Answer(by_rows=True, callees=callees)
     return _Answer(by_rows=False)
+
+
+def _is_equal(found: Tensor, expected: Tensor, apart: Tensor, tolerance: Tensor) -> bool:
+    """Whether a loss is the one that was expected, and other labels would have shown it; a NaN is no answer."""
+    if isinstance(found, FakeTensor):  # it has no values; that it runs so is all that can be seen
+        return True
+    return bool(apart > 0) and bool((found - expected).abs() <= tolerance)
 
 
 @contextmanager

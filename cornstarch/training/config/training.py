@@ -86,13 +86,16 @@ class TrainingConfig:
     """auto (an accelerator if there is one), cpu, cuda, mps."""
     threads: int | None = None
     """CPU threads to compute with; PyTorch's choice if left out."""
+    peak_flops: float | None = None
+    """Floating-point operations a second that the device can do, of which MFU is a share. Left out: the maker's figure
+    for GPUs that are known, elsewhere what a short matrix product reaches."""
 
     def __post_init__(self) -> None:
         one = (self.steps is None) != (self.epochs is None)
         require(one, "steps", f"give `steps` or `epochs`, one of them; found {self.steps} and {self.epochs}")
         require(0 <= self.seed < 2**63, "seed", f"must be from 0 to 2**63 - 1, found {self.seed}")
         sizes = ("batch_size", "micro_batch_size", "micro_batch_positions", "micro_batch_media", "length_window")
-        for name in ("steps", "epochs", *sizes, "threads"):
+        for name in ("steps", "epochs", *sizes, "threads", "peak_flops"):
             value = getattr(self, name)
             require(value is None or value > 0, name, f"must be above 0, found {value}")
 
