@@ -183,13 +183,13 @@ def use_liger(model: MultimodalModel, wanted: bool | None) -> None:
 
     Args:
         model: changed in place, on the device where it is to run.
-        wanted: True for an error if the language model cannot have them, None for as far as they can be used on a
-            CUDA device, False for none.
+        wanted: True for an error if the language model cannot have them, None for as far as they can be used on an
+            accelerator, False for none.
 
     Raises:
         ArgumentError: if they are wanted, and the language model cannot have them.
     """
-    if wanted is False or (wanted is None and model.device.type != "cuda"):
+    if wanted is False or (wanted is None and model.device.type == "cpu"):
         return
     for name, (part, *_) in model.parts.items():
         must = wanted is True and name == "language_model"
