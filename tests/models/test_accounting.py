@@ -69,7 +69,7 @@ def packed(model: nn.Module, batch: dict[str, Tensor]) -> int:
         storage = tensor.untyped_storage()
         if storage._cdata not in known:
             found[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        return tensor
+        return tensor.detach()  # an output that a node saves would hold the node
 
     tiny.ask(model)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
