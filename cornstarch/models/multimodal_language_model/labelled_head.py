@@ -6,10 +6,10 @@ whose next position is labelled, as one sequence (1, K + 1, D), with their label
 is built in another way, that is seen by asking it once, and it runs on all positions.
 
 More rows than fit are taken in chunks. The first one's loss comes out of the forward; for each of the others the
-forward runs again on what the modules below it returned then, and its logits are computed anew for the backward.
+forward runs again on what the modules below it returned then. The gradients of a chunk are taken before the next one.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -22,12 +22,15 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from cornstarch.models.multimodal_language_model import anatomy, compiling, freezing
+from cornstarch.models.multimodal_language_model.early_gradients import Early, ReachedBelowError
 from cornstarch.models.multimodal_language_model.merge import IGNORE_INDEX
 
 MOST_LOGITS = 2**26  # numbers in a chunk of logits: 256 MiB in float32
 _INSTEAD = "_compiled_call_impl"  # of nn.Module
 _LENGTH = 5  # positions of the question
 _Callees = tuple[nn.Module, ...]
+_Returned = dict[nn.Module, list[Any]]
+_Outputs = Callable[[Mapping[str, Any], Tensor], Any]
 
 
 class _Answer(NamedTuple):
@@ -55,7 +58,7 @@ def run(language_model: nn.Module, arguments: Mapping[str, Any], most_logits: in
 
     Returns:
         Its own output. The loss, and all gradients, are those of the plain forward; `logits` are of some labelled
-        positions only, not to be used.
+        positions only or missing, not to be used. Logits in chunks can be differentiated once, not twice.
     """
     targets = pad(arguments["labels"], (0, 1), value=IGNORE_INDEX)[:, 1:]
     places = (targets != IGNORE_INDEX).nonzero()
@@ -69,7 +72,11 @@ def run(language_model: nn.Module, arguments: Mapping[str, Any], most_logits: in
     chunks = torch.split(places, max(1, most_logits // _vocabulary(head, width)))
     if len(chunks) == 1 or answer.callees is None:
         return _of_rows(language_model, head, arguments, places, targets)
-    return _of_chunks(language_model, head, arguments, chunks, targets, answer.callees)
+    try:
+        return _of_chunks(language_model, head, arguments, chunks, targets, answer.callees)
+    except ReachedBelowError:  # what its modules return is not all that its loss depends on
+        _known(language_model)[arguments["inputs_embeds"].dtype] = _Answer(by_rows=True)
+        return _of_rows(language_model, head, arguments, places, targets)
 
 
 def ask_ahead(language_model: nn.Module, width: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -95,7 +102,8 @@ def rows_of(language_model: nn.Module, labelled: int, most_logits: int = MOST_LO
         most_logits: as for `run`.
 
     Returns:
-        The number, and how many of them are in chunks that the backward pass computes again. A chunk has a row more.
+        The number, and how many of them are in chunks behind the first, which are computed again in float16. A chunk
+        has a row more.
     """
     base: Any = freezing.unwrap(language_model)
     head = _head_of(language_model)
@@ -166,49 +174,103 @@ def _of_chunks(
     balance of experts) is added once in all. Of a number of items to divide by, a chunk is given its share.
     """
     number = sum(map(len, chunks))
+    items = arguments.get("num_items_in_batch")
+    if isinstance(items, Tensor):
+        items = items.to(torch.promote_types(arguments["inputs_embeds"].dtype, torch.float32))
 
-    def output_of(chunk: Tensor) -> Any:
-        items = arguments.get("num_items_in_batch")
-        if isinstance(items, Tensor):
-            items = items.to(torch.promote_types(arguments["inputs_embeds"].dtype, torch.float32))
+    def output_of(arguments: Mapping[str, Any], chunk: Tensor) -> Any:
         given = {} if items is None else {"num_items_in_batch": items * (len(chunk) / number)}
         output = _of_rows(language_model, head, {**arguments, **given}, chunk, targets)
         output["loss"] = output.loss * (len(chunk) / number)
         return output
 
-    def loss_again(chunk: Tensor, returned: Mapping[nn.Module, list[Any]]) -> Tensor:
-        with _returning(returned):
-            return output_of(chunk).loss  # type: ignore[no-any-return]
+    way = _again if _in_float16(head, arguments["inputs_embeds"]) else _early
+    return way(output_of, arguments, chunks, {module: [] for module in callees})
 
-    returned: dict[nn.Module, list[Any]] = {module: [] for module in callees}
-    hooks = [module.register_forward_hook(lambda module, _, made: returned[module].append(made)) for module in callees]
-    try:
-        output = output_of(chunks[0])
-    finally:
-        for hook in hooks:
-            hook.remove()
-    losses = [checkpoint(loss_again, chunk, returned, use_reentrant=False) for chunk in chunks[1:]]
-    output["loss"] = sum(losses, output.loss)
+
+def _early(output_of: _Outputs, arguments: Mapping[str, Any], chunks: Sequence[Tensor], returned: _Returned) -> Any:
+    """The output of chunks whose gradients are taken at once, each before the next one is computed."""
+    early = Early()
+    arguments = early.marked(dict(arguments))
+    with _recording(returned, early.below):
+        output = output_of(arguments, chunks[0])
+    beside = {name: early.alone(value) for name, value in output.items() if name != "loss" and _is_number(value)}
+    loss = early.add(output.loss)
+    output = type(output)(**{**{name: value for name, value in output.items() if name != "logits"}, **beside})
+    for chunk in chunks[1:]:
+        with _returning(returned):
+            loss = loss + early.add(output_of(arguments, chunk).loss)
+    output["loss"] = early.joined(loss)
     return output
+
+
+def _again(output_of: _Outputs, arguments: Mapping[str, Any], chunks: Sequence[Tensor], returned: _Returned) -> Any:
+    """The output of chunks of which all but the first are computed again for the backward pass."""
+
+    def loss_of(chunk: Tensor) -> Tensor:
+        with _returning(returned):
+            return output_of(arguments, chunk).loss  # type: ignore[no-any-return]
+
+    with _recording(returned, lambda call, *args, **kwargs: call(*args, **kwargs)):
+        output = output_of(arguments, chunks[0])
+    output["loss"] = sum([checkpoint(loss_of, chunk, use_reentrant=False) for chunk in chunks[1:]], output.loss)
+    return output
+
+
+def _in_float16(head: nn.Module, embeds: Tensor) -> bool:
+    """Whether small gradients would become zero but for the scale of the loss, which only the backward pass knows."""
+    device = embeds.device.type
+    types = {embeds.dtype, *(parameter.dtype for parameter in head.parameters())}
+    if torch.is_autocast_enabled(device):
+        types.add(torch.get_autocast_dtype(device))
+    return torch.float16 in types
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 0
+
+
+@contextmanager
+def _recording(returned: _Returned, through: Callable[..., Any]) -> Iterator[None]:
+    """Modules whose outputs are noted, each called through a function that may exchange what it returns."""
+
+    def recorded(module: nn.Module) -> Callable[..., Any]:
+        call = vars(module).get(_INSTEAD) or module._call_impl
+
+        def record(*args: Any, **kwargs: Any) -> Any:
+            returned[module].append(through(call, *args, **kwargs))
+            return returned[module][-1]
+
+        return record
+
+    with _called_instead({module: recorded(module) for module in returned}):
+        yield
 
 
 @contextmanager
 def _returning(returned: Mapping[nn.Module, Sequence[Any]]) -> Iterator[None]:
-    """Modules that return what they did before, one after the other, and compute nothing.
+    """Modules that return what they did before, one after the other, and compute nothing."""
+    with _called_instead({module: _Replay(outputs) for module, outputs in returned.items()}):
+        yield
 
-    A module has a place for what is called instead of it, hooks included: `torch.compile` puts compiled code there.
+
+@contextmanager
+def _called_instead(calls: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Modules that something else is called instead of, hooks included.
+
+    A module has a place for it: `torch.compile` puts compiled code there.
     """
-    former = {module: vars(module).get(_INSTEAD) for module in returned}
-    for module, outputs in returned.items():
-        vars(module)[_INSTEAD] = _Replay(outputs)
+    former = {module: vars(module).get(_INSTEAD) for module in calls}
+    for module, call in calls.items():
+        vars(module)[_INSTEAD] = call
     try:
         yield
     finally:
-        for module, call in former.items():
-            if call is None:
+        for module, before in former.items():
+            if before is None:
                 del vars(module)[_INSTEAD]
             else:
-                vars(module)[_INSTEAD] = call
+                vars(module)[_INSTEAD] = before
 
 
 class _Replay:
@@ -226,11 +288,15 @@ class _Replay:
 
 def _asked(language_model: nn.Module, head: nn.Module, embeds: Tensor) -> _Answer:
     """The answer of a language model, which is asked once for each dtype."""
-    known = _ANSWERS.setdefault(freezing.unwrap(language_model), {})
+    known = _known(language_model)
     if embeds.dtype not in known:
         with torch.no_grad(), freezing.evaluating(language_model), compiling.eagerly():
             known[embeds.dtype] = _ask(language_model, head, embeds)
     return known[embeds.dtype]
+
+
+def _known(language_model: nn.Module) -> dict[torch.dtype, _Answer]:
+    return _ANSWERS.setdefault(freezing.unwrap(language_model), {})
 
 
 def _ask(language_model: nn.Module, head: nn.Module, embeds: Tensor) -> _Answer:

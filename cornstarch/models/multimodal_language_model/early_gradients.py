@@ -1,0 +1,178 @@
+"""5g1. Gradients taken in the forward pass: of losses, one after the other, with respect to what they were computed of.
+
+A loss whose gradients are there already needs nothing of what it was computed with, so that may be let go before the
+next loss is computed. The backward pass multiplies the gradients with the one that comes in.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils._pytree import tree_map
+
+_graph: Any = torch._C._autograd
+_autograd: Any = torch.autograd
+
+
+class ReachedBelowError(Exception):
+    """A loss depends on something below that was not marked, so its gradients cannot be taken alone."""
+
+
+class Early:
+    """Takes gradients of losses with respect to marked tensors and to the parameters used above them."""
+
+    def __init__(self) -> None:
+        self._marks: dict[Any, Tensor] = {}  # by autograd node
+        self._below: list[range] = []  # numbers of autograd nodes
+        self._sums: dict[Tensor, Tensor] = {}
+
+    def marked(self, values: Any) -> Any:
+        """The same values, with tensors at which gradients end.
+
+        Args:
+            values: tensors, or collections that hold some.
+
+        Returns:
+            The like. Tensors that need a gradient are others, which hold the same numbers and none of the hooks.
+        """
+        return tree_map(self._mark, values)
+
+    def below(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What a call returns, marked.
+
+        Args:
+            call: what works below the marks.
+            *args: for it.
+            **kwargs: for it.
+
+        Returns:
+            What it returned.
+        """
+        first = _autograd._get_sequence_nr()
+        made = call(*args, **kwargs)
+        self._below.append(range(first, _autograd._get_sequence_nr()))
+        return self.marked(made)
+
+    def add(self, loss: Tensor) -> Tensor:
+        """Take the gradients of a loss and add them to those of the losses before.
+
+        Args:
+            loss: a number. What it was computed with is let go.
+
+        Returns:
+            The number, without a graph.
+
+        Raises:
+            ReachedBelowError: if it depends on something below that is not marked.
+        """
+        self._sums = self._added(self._sums, loss, keep=False)
+        return loss.detach()
+
+    def alone(self, value: Tensor) -> Tensor:
+        """A number with gradients of its own, which stays differentiable when what it shares with a loss is gone.
+
+        Args:
+            value: a number.
+
+        Returns:
+            The number.
+        """
+        return _joined(value.detach(), self._added({}, value, keep=True))
+
+    def joined(self, loss: Tensor) -> Tensor:
+        """A number whose gradients are those that were taken.
+
+        Args:
+            loss: the sum of all losses.
+
+        Returns:
+            The number, with a graph.
+        """
+        return _joined(loss, self._sums)
+
+    def _mark(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.requires_grad:
+            return value
+        mark = value.view_as(value)
+        self._marks[mark.grad_fn] = mark
+        return mark
+
+    def _added(self, sums: dict[Tensor, Tensor], loss: Tensor, keep: bool) -> dict[Tensor, Tensor]:
+        if not loss.requires_grad:
+            return sums
+        sources = self._sources(loss)
+        # A backward pass runs outside of autocast.
+        with _silenced(sources), torch.autocast(loss.device.type, enabled=False):
+            gradients = torch.autograd.grad(loss, sources, retain_graph=keep, allow_unused=True)
+        for source, gradient in zip(sources, gradients, strict=True):
+            if gradient is None:
+                continue
+            if source in sums:
+                sums[source] += gradient
+            else:  # a copy: it may be shared, and a sum of many is not to be rounded at every step
+                sums[source] = gradient.to(torch.promote_types(gradient.dtype, torch.float32), copy=True)
+        return sums
+
+    def _sources(self, loss: Tensor) -> list[Tensor]:
+        """The marks and the leaves that a loss was computed of."""
+        found: dict[Tensor, None] = {}
+        seen: set[Any] = set()
+        rest: list[Any] = [loss.grad_fn]
+        while rest:
+            node = rest.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if node in self._marks:
+                found[self._marks[node]] = None
+            elif hasattr(node, "variable"):
+                found[node.variable] = None
+            elif any(node._sequence_nr() in numbers for numbers in self._below):
+                raise ReachedBelowError
+            else:
+                rest += [before for before, _ in node.next_functions]
+        return list(found)
+
+
+def _joined(loss: Tensor, sums: dict[Tensor, Tensor]) -> Tensor:
+    if not sums:
+        return loss
+    sources = list(sums)
+    gradients = [sums.pop(source).to(source.dtype) for source in sources]
+    return _Known.apply(loss, gradients, *sources)  # type: ignore[no-untyped-call, no-any-return]
+
+
+@contextmanager
+def _silenced(sources: Sequence[Tensor]) -> Iterator[None]:
+    """Without the hooks of tensors: they are called in the backward pass, with the whole gradient."""
+    former = [(source._backward_hooks, dict(source._backward_hooks)) for source in sources if source._backward_hooks]
+    for hooks, _ in former:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, kept in former:
+            hooks.update(kept)
+
+
+class _Known(torch.autograd.Function):
+    """A number whose gradients are known. They are given away if nobody asks again, so that none is held twice."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor], *sources: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.gradients
+        if gradients is None:
+            raise RuntimeError("a second backward pass through the loss: the first one needs retain_graph=True")
+        if _graph._get_current_graph_task_keep_graph():
+            return None, None, *(gradient * incoming.to(gradient.device) for gradient in gradients)
+        ctx.gradients = None
+        return None, None, *(gradient.mul_(incoming.to(gradient.device)) for gradient in gradients)
