@@ -6,7 +6,7 @@
 #   make test-all    the slow tests too, and the tests against a built wheel
 #   make check       lint, format, types, docstrings, import edges
 #   make zoo         every encoder with every language model, and docs/zoo.md (five minutes)
-#   make bench       the benchmarks: ratios and goals, as tables
+#   make bench       the benchmarks, and a page of them: ratios, bounds, goals (25 minutes; BENCH_ARGS=--quick: five; on a GPU: gpu.py)
 #   make docs        the documentation as a site, in docs/_build/html
 #   make test-lowest the tests with the lowest versions pyproject.toml allows
 #
@@ -33,7 +33,7 @@ demo-omni: $(VENV)/.demo
 	$(BIN)/python -m cornstarch.cli.demo_omni examples/omni.yaml --run.overwrite true $(DEMO_ARGS)
 
 bench: $(VENV)/.demo
-	for script in benchmarks/*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.run $(BENCH_ARGS)
 
 test: $(VENV)/.check
 	$(TESTS) -n $(WORKERS) -m "not slow" tests
@@ -82,7 +82,7 @@ test-wheel: $(VENV)/.check
 	$(PIP) --python .venv-wheel/env/bin/python install --no-deps --no-index dist/*.whl
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > .venv-wheel/dependencies.pth
 	cp .venv-wheel/dependencies.pth $$(.venv-wheel/env/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/
-	cp -r tests examples docs tools README.md Makefile pyproject.toml .venv-wheel/
+	cp -r tests benchmarks examples docs tools README.md Makefile pyproject.toml .venv-wheel/
 	cd .venv-wheel && OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 env/bin/python -m pytest -n $(WORKERS) -m "not slow" tests
 	rm -rf .venv-wheel
 

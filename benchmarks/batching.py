@@ -1,6 +1,6 @@
 """What putting samples together by length saves: padding, and the time of a step and of making it.
 
-    python benchmarks/batching.py [--repeats 9] [--output FILE.json]
+    python -m benchmarks.batching [--repeats 9] [--quick] [--output FILE.json]
 
 Conversations of a long-tailed length (log-normal, the shape of LLaVA's and of speech transcripts), a tenth of them with
 an image, 32 samples a step. Padding is exact: padded positions over all positions of an epoch. Times are ratios of
@@ -8,20 +8,17 @@ medians and minima over repeats in turn, with the fixed size as 1: of forward an
 and of preparing its batches. The bound of the time is the ratio of positions; attention gains a little more than that.
 """
 
-import argparse
-import json
-import platform
 import random
 import statistics
 import sys
-import time
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
-import transformers
 from PIL import Image
 
+from benchmarks import harness
+from benchmarks.harness import Column, Plot, Report
 from cornstarch import Batches, Budget, Collator, ModelConfig, Sample, StepBatch, build_model
 from cornstarch.training import EncoderConfig, LanguageModelConfig
 
@@ -32,6 +29,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "8 samples, window 8": {"budget": Budget(samples=8), "length_window": 8},
     "2,048 positions, window 8": {"budget": Budget(positions=2048), "length_window": 8},
 }
+COLUMNS = [
+    Column("way", "micro-batches of", width=26), Column("padding", "padding", ".1%"),
+    Column("positions", "positions", ".3f"), Column("most", "most at once", ","), Column("step", "step time", ".3f"),
+    Column("minima", "minima", ".3f"), Column("preparing", "preparing", ".3f"),
+]  # fmt: skip
+PLOT = Plot(kind="bars", values=("positions", "step", "preparing"), names=("way",), unit="8 samples = 1")
 
 
 class LongTailed:
@@ -72,65 +75,39 @@ def padding(steps: list[StepBatch]) -> tuple[int, int]:
     return sum(mask.numel() for mask in masks), sum(int((mask == 0).sum()) for mask in masks)
 
 
-def take(model: Any, step: StepBatch) -> None:
-    """Forward and backward of a step."""
-    for micro in step.micro_batches:
-        model(**micro).loss.backward()
-    model.zero_grad(set_to_none=True)
+def take(model: Any, steps: list[StepBatch]) -> None:
+    """Forward and backward of some steps."""
+    for step in steps:
+        for micro in step.micro_batches:
+            model(**micro).loss.backward()
+        model.zero_grad(set_to_none=True)
 
 
 def main() -> int:
-    """Measure, print a table, write JSON if asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--output", type=Path)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    """Measure and print; write JSON if asked."""
+    options = harness.parsed(harness.parser(__doc__))
     model, collator = small_model()
     made: dict[str, list[StepBatch]] = {}
-    prepared: dict[str, list[float]] = {way: [] for way in WAYS}
-    for _ in range(3):
-        for way, arguments in WAYS.items():
-            batches = Batches(LongTailed(), collator, STEP, **arguments)
-            started = time.perf_counter()
-            made[way] = [next(batches) for _ in range(SAMPLES // STEP)]
-            prepared[way].append(time.perf_counter() - started)
-    taken: dict[str, list[float]] = {way: [] for way in WAYS}
-    for repeat in range(options.repeats + 1):
-        for way, steps in made.items():
-            started = time.perf_counter()
-            for step in steps:
-                take(model, step)
-            if repeat:  # the first warms up
-                taken[way].append(time.perf_counter() - started)
+    size = STEP // 4 if options.quick else STEP  # of a step; as many steps, since a window takes eight
+
+    def prepare(way: str) -> None:
+        batches = Batches(LongTailed(), collator, size, **WAYS[way])
+        made[way] = [next(batches) for _ in range(SAMPLES // STEP)]
+
+    report = Report("batching", __doc__, COLUMNS, names=1, plot=PLOT)
+    prepared = harness.in_turn({way: partial(prepare, way) for way in WAYS}, 1 if options.quick else 3, warm_ups=0)
+    taken = harness.in_turn({way: partial(take, model, made[way]) for way in WAYS}, options.repeats)
     first = next(iter(WAYS))
-    whole = {way: padding(steps) for way, steps in made.items()}
-    rows = [
-        {
-            "way": way,
-            "padding": whole[way][1] / whole[way][0],
-            "positions": whole[way][0] / whole[first][0],
-            "most": max(micro["input_ids"].numel() for step in steps for micro in step.micro_batches),
-            "step": statistics.median(taken[way]) / statistics.median(taken[first]),
-            "step, minima": min(taken[way]) / min(taken[first]),
+    whole = {way: padding(made[way]) for way in WAYS}
+    for way in WAYS:
+        times = harness.ratios(taken, way, first)
+        report.add({
+            "way": way, "padding": whole[way][1] / whole[way][0], "positions": whole[way][0] / whole[first][0],
+            "most": max(micro["input_ids"].numel() for step in made[way] for micro in step.micro_batches),
+            "step": times["ratio"], "minima": times["minima"], "seconds": taken[way], "prepared": prepared[way],
             "preparing": statistics.median(prepared[way]) / statistics.median(prepared[first]),
-        }
-        for way, steps in made.items()
-    ]
-    print(
-        f"{'micro-batches of':28}{'padding':>9}{'positions':>11}{'most at once':>14}{'step time':>11}{'preparing':>11}"
-    )
-    for row in rows:
-        print(
-            f"{row['way']:28}{row['padding']:9.1%}{row['positions']:11.3f}{row['most']:14,}{row['step']:11.3f}"
-            f"{row['preparing']:11.3f}"
-        )
-    if options.output is not None:
-        result = {
-            "rows": rows, "steps": taken, "prepared": prepared, "torch": torch.__version__,
-            "transformers": transformers.__version__, "machine": platform.platform(), "command": sys.argv,
-        }  # fmt: skip
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+        })  # fmt: skip
+    report.finish(options.output)
     return 0
 
 

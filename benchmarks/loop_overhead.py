@@ -1,26 +1,24 @@
 """What the training application costs: its step against a hand-written loop's, on the digits model.
 
-    python benchmarks/loop_overhead.py [--repeats 9] [--steps 20] [--output FILE.json]
+    python -m benchmarks.loop_overhead [--repeats 9] [--steps 20] [--quick] [--output FILE.json]
 
-Both loops train the same model on the same batches, prepared beforehand, with AdamW, clipping and a cosine schedule;
-the application's also measures the gradient of every part and writes `metrics.jsonl`. They run in turn, block by block,
-in one process. Printed are the ratio of medians and of minima over the blocks (application / hand-written), and that
-the losses are the same. No absolute times: machines differ.
+Both loops train the same model on the same batches, prepared beforehand, with fused AdamW, clipping and a cosine
+schedule; the application's also measures the gradient of every part and writes `metrics.jsonl`. They run in turn,
+block by block, in one process. Printed are the ratio of medians and of minima over the blocks (application /
+hand-written), and that the losses are the same. No absolute times: machines differ.
 """
 
-import argparse
-import json
 import math
-import platform
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks import harness
+from benchmarks.harness import Column, Goal, Report
 from cornstarch import (
     Batches,
     Callback,
@@ -39,7 +37,13 @@ from cornstarch.training.progress import Progress
 from cornstarch.training.schedules import share_at
 
 CONFIG = Path(__file__).parent.parent / "examples" / "digits.yaml"
-GOAL = 1.03
+COLUMNS = [
+    Column("what", "compared", width=28), Column("ratio", "of medians", ".3f"), Column("minima", "of minima", ".3f"),
+    Column("pairs", "median of pairs", ".3f"), Column("apart", "losses apart", ".1e"),
+]  # fmt: skip
+GOALS = [
+    Goal(text="the training application: its step at most 1.03 of a hand-written loop's", column="ratio", at_most=1.03)
+]
 
 
 class Prepared:
@@ -78,9 +82,8 @@ def by_hand(model: Any, batches: Prepared, steps: int, total: int, peak: float) 
     """The loop that people write: no records, no parts, one group with decay and one without."""
     decayed = [p for p in model.parameters() if p.dim() >= 2]
     others = [p for p in model.parameters() if p.dim() < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}], lr=peak, betas=(0.9, 0.98)
-    )
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), fused=True)
     decay = make_schedule("cosine", {})
     step, losses = 0, []
 
@@ -102,13 +105,12 @@ def by_hand(model: Any, batches: Prepared, steps: int, total: int, peak: float) 
 
 
 def main() -> int:
-    """Measure, print a table, write JSON if asked; the exit code is 1 if the losses differ."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=20, help="per block")
-    parser.add_argument("--output", type=Path)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    """Measure and print; write JSON if asked; the exit code is 1 if the losses differ."""
+    parser = harness.parser(__doc__)
+    parser.add_argument("--steps", type=int, help="per block (20)")
+    options = harness.parsed(parser)
+    options.steps = options.steps or (8 if options.quick else 20)
+    report = Report("loop_overhead", __doc__, COLUMNS, names=1, goals=GOALS)
     config = read_config(CONFIG)
     total = options.steps * (options.repeats + 1)
 
@@ -135,29 +137,13 @@ def main() -> int:
                 for callback in loop.callbacks:
                     callback.on_step(loop, record)
 
-        application(), hand()  # warm up
-        times: dict[str, list[float]] = {"application": [], "by hand": []}
-        for _ in range(options.repeats):
-            for name, block in (("application", application), ("by hand", hand)):
-                started = time.perf_counter()
-                block()
-                times[name].append(time.perf_counter() - started)
-    medians = statistics.median(times["application"]) / statistics.median(times["by hand"])
-    minima = min(times["application"]) / min(times["by hand"])
-    pairs = statistics.median(a / b for a, b in zip(times["application"], times["by hand"], strict=True))
-    difference = max(abs(a - b) for a, b in zip(recorded.losses, losses, strict=True))
-    print(f"{'':24}{'ratio':>8}{'goal':>8}")
-    for name, ratio in (("of medians", medians), ("of minima", minima), ("median of pairs", pairs)):
-        print(f"{name:24}{ratio:8.3f}{GOAL:8.2f}")
-    print(f"largest difference of losses over {len(losses)} steps: {difference:.1e}")
-    if options.output is not None:
-        result = {
-            "ratio_of_medians": medians, "ratio_of_minima": minima, "median_of_pairs": pairs, "goal": GOAL,
-            "largest_loss_difference": difference, "seconds": times, "torch": torch.__version__,
-            "machine": platform.platform(), "processor": platform.processor(), "command": sys.argv,
-        }  # fmt: skip
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
-    return 0 if math.isclose(difference, 0, abs_tol=1e-3) else 1
+        seconds = harness.in_turn({"application": application, "by hand": hand}, options.repeats)
+    row = harness.ratios(seconds, "application", "by hand")
+    pairs = [a / b for a, b in zip(seconds["application"], seconds["by hand"], strict=True)]
+    apart = max(abs(a - b) for a, b in zip(recorded.losses, losses, strict=True))
+    report.add({"what": "application / by hand", **row, "pairs": statistics.median(pairs), "apart": apart})
+    report.finish(options.output)
+    return 0 if math.isclose(apart, 0, abs_tol=1e-3) else 1
 
 
 if __name__ == "__main__":

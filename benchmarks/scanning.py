@@ -1,6 +1,6 @@
 """What `cornstarch data check` costs: samples a second, against a plain loop through the collator.
 
-    python benchmarks/scanning.py [--samples 250] [--repeats 3] [--output FILE.json]
+    python -m benchmarks.scanning [--samples 250] [--repeats 3] [--quick] [--output FILE.json]
 
 Photographs of 640 x 480 as JPEG with a question and an answer each, and conversations of text alone. The plain loop
 reads each sample and collates it by itself, which is what preparing costs whoever does it. A check does more: it looks
@@ -8,22 +8,20 @@ at texts and media, and tells conversations apart by a hash. Medians over repeat
 thread in every process.
 """
 
-import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
+from benchmarks import harness
+from benchmarks.harness import Column, Plot, Report
 from cornstarch import Collator, ModelConfig, RowSource
 from cornstarch.data.doctor.findings import Examiner
 from cornstarch.data.doctor.scan import scan
@@ -44,6 +42,11 @@ MODEL = ModelConfig(
     ),
 )
 WORKERS = (1, 2)
+COLUMNS = [
+    Column("samples", "samples", width=16), Column("way", "way", width=18),
+    Column("per_second", "samples a second", ",.1f"), Column("ratio", "of the plain loop", ".2f"),
+]  # fmt: skip
+PLOT = Plot(kind="bars", values=("ratio",), names=("samples", "way"), unit="samples a second, plain loop = 1")
 
 
 def written(folder: Path, samples: int, images: bool) -> RowSource:
@@ -71,28 +74,19 @@ def plain(source: RowSource, collator: Collator) -> None:
         collator([source.sample(index, chance_at(0, 0, index))])
 
 
-def timed(run: Callable[[], Any]) -> float:
-    """Seconds that a call takes."""
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
-
-
 def main() -> int:
-    """Measure, print a table, write JSON if asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=int, default=250)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    """Measure and print; write JSON if asked."""
+    parser = harness.parser(__doc__, repeats=3)
+    parser.add_argument("--samples", type=int)
+    options = harness.parsed(parser)
+    samples = options.samples or (50 if options.quick else 250)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     collator = Collator(building.build_processor(MODEL, "plain"))
-    rows = []
+    report = Report("scanning", __doc__, COLUMNS, names=2, plot=PLOT)
     with tempfile.TemporaryDirectory() as temporary:
         for kind in ("640 x 480 JPEG", "text"):
             images = kind != "text"
-            number = options.samples if images else 4 * options.samples
+            number = samples if images else 4 * samples
             source = written(Path(temporary), number, images)
             examiner = Examiner(source, collator)
             ways: dict[str, Callable[[], Any]] = {"plain loop": lambda s=source: plain(s, collator)}
@@ -101,23 +95,11 @@ def main() -> int:
                     e, range(n), workers=w
                 )
             plain(source, collator)  # imports, and files in the page cache
-            times: dict[str, list[float]] = {way: [] for way in ways}
-            for _ in range(options.repeats):
-                for way, run in ways.items():
-                    times[way].append(timed(run))
-            for way, found in times.items():
-                rows.append({"samples": kind, "way": way, "per_second": number / statistics.median(found)})
-    print(f"{'samples':18}{'way':20}{'samples a second':>18}{'of the plain loop':>20}")
-    for row in rows:
-        [base] = [other for other in rows if other["samples"] == row["samples"] and other["way"] == "plain loop"]
-        row["ratio"] = row["per_second"] / base["per_second"]
-        print(f"{row['samples']:18}{row['way']:20}{row['per_second']:18.1f}{row['ratio']:20.2f}")
-    if options.output is not None:
-        result = {
-            "rows": rows, "torch": torch.__version__, "machine": platform.platform(), "cpus": os.cpu_count(),
-            "load": os.getloadavg()[0], "command": sys.argv,
-        }  # fmt: skip
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+            seconds = harness.in_turn(ways, options.repeats, warm_ups=0)
+            for way, found in seconds.items():
+                speed, ratio = number / statistics.median(found), harness.ratios(seconds, "plain loop", way)["ratio"]
+                report.add({"samples": kind, "way": way, "per_second": speed, "ratio": ratio, "seconds": found})
+    report.finish(options.output)
     return 0
 
 

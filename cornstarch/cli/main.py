@@ -13,6 +13,7 @@ COMMANDS = {
     "eval": "check a trained model: its loss, and how many answers are exactly right",
     "generate": "have a model answer",
     "info": "what a model is made of",
+    "inspect": "what a step costs, part by part: memory and operations, measured and forecast",
     "data": "look at what a config trains on, before it does",
     "export": "write a model as a checkpoint that plain transformers loads",
 }

@@ -17,7 +17,8 @@ from cornstarch.training import building, selection, sourcing
 from cornstarch.training.config import TrainConfig
 from cornstarch.training.devices import pick_device
 from cornstarch.training.forecast import Length, PartWork, forecast
-from cornstarch.training.work import measured_speed, part_work
+from cornstarch.training.peaks import measured_speed
+from cornstarch.training.work import part_work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,10 +144,8 @@ def _parts(
     config: TrainConfig, model: MultimodalModel, processor: MultimodalProcessor
 ) -> tuple[list[PartWork], list[str]]:
     """The work of a model as the config trains it; if that cannot be told without weights, as it is, and why."""
-    added = config.model.language_model.added_tokens if config.model.language_model is not None else []
     try:
-        rows = [processor.llm_tokenizer.convert_tokens_to_ids(token) for token in added]
-        selection.choose(model, config.trains, rows)
+        selection.choose_for(config, model, processor.llm_tokenizer)
     except Exception as error:  # which training says itself; samples can be looked at all the same
         return part_work(model), [f"what trains could not be chosen, so all work is as if every part did: {error}"]
     return part_work(model), []

@@ -157,7 +157,7 @@ _MAY_CHANGE = (
     *("optimizer.", "schedule.", "evaluation.", "run.", "data.validation", "data.test", "data.workers"),
     *("data.bad_samples", "data.limits."),
     *("training.steps", "training.epochs", "training.device", "training.threads", "training.precision"),
-    *("training.compile", "training.micro_batch_size", "training.gradient_checkpointing"),
+    *("training.compile", "training.liger", "training.micro_batch_size", "training.gradient_checkpointing"),
     *("training.micro_batch_positions", "training.micro_batch_media"),
 )
 

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -14,18 +14,20 @@ from torch.optim import Optimizer
 
 from cornstarch.data.steps import BadSample, StepBatch
 from cornstarch.errors import ArgumentError, TrainingError
+from cornstarch.models.multimodal_language_model.composition import Composition
 from cornstarch.models.multimodal_language_model.merge import IGNORE_INDEX
 from cornstarch.training import health
 from cornstarch.training.devices import autocast
 from cornstarch.training.random_state import random_state, set_random_state
 from cornstarch.training.schedules import Decay, constant, share_at
+from cornstarch.training.step_flops import FlopsOfSteps, Work
 
 Batch = Mapping[str, Tensor]
 _MOST_SKIPPED = 100  # batches in a row from which there is nothing to learn
 # What a line of metrics has anyway.
 RESERVED = (
     *("step", "loss", "tokens", "tokens_per_second", "labelled_tokens", "samples", "grad_norm", "skipped"),
-    "bad_samples",
+    *("bad_samples", "flops", "flops_per_second", "mfu"),
 )
 # (model, batch, output) -> a scalar that is added to the loss. `output.logits` are there.
 LossTerm = Callable[[nn.Module, Batch, Any], Tensor]
@@ -51,6 +53,7 @@ class StepRecord:
         grad_norm: length of the gradient before clipping.
         grad_norms: the same of every part that trains.
         metrics: of loss terms and metrics, by name; means over the micro-batches, weighted as their losses are.
+        work: floating-point operations of the forward and backward passes; None of a model without parts.
     """
 
     step: int
@@ -66,6 +69,7 @@ class StepRecord:
     grad_norm: float
     grad_norms: dict[str, float]
     metrics: dict[str, float] = field(default_factory=dict)
+    work: Work | None = None
 
 
 class Callback:
@@ -159,6 +163,7 @@ class Loop:
             if name in RESERVED or "/" in name:
                 raise ArgumentError(f"a metric cannot be called {name!r}: lines of metrics have that of their own")
         self.callbacks = list(callbacks)
+        self._flops = FlopsOfSteps(model) if any(isinstance(part, Composition) for part in model.modules()) else None
         self.stop_reason: str | None = None
         for group in optimizer.param_groups:
             group.setdefault("part", "model")
@@ -240,9 +245,12 @@ class Loop:
         rates = self._set_learning_rates(step)
         self.optimizer.zero_grad(set_to_none=True)
         values: dict[str, Any] = {}
+        done: list[Work] = []
         for micro, count in zip(batch.micro_batches, labelled, strict=True):
             if count:  # without labels there is nothing to average, and nothing to learn
-                self._accumulate(self._placed(micro), count / sum(labelled), values)
+                with self._counting(micro, count) as counted:
+                    self._accumulate(self._placed(micro), count / sum(labelled), values)
+                done += counted
         if all(parameter.grad is None for parameter in self._trained()):
             return None
         self._tell("on_gradients")
@@ -268,6 +276,7 @@ class Loop:
             grad_norm=math.hypot(*lengths),
             grad_norms=dict(zip(parts, lengths, strict=True)),
             metrics=figures,
+            work=sum(done[1:], done[0]) if done else None,
         )
 
     def _accumulate(self, micro: dict[str, Tensor], share: float, values: dict[str, Any]) -> None:
@@ -286,6 +295,9 @@ class Loop:
         values["loss"] = values.get("loss", 0) + loss.detach() * share
         if loss.requires_grad:  # a micro-batch of text has no gradient for anybody where only encoders train
             (loss * share).backward()
+
+    def _counting(self, micro: Batch, labelled: int) -> AbstractContextManager[list[Work]]:
+        return nullcontext([]) if self._flops is None else self._flops.counting(micro, labelled)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of matrix products."""

@@ -84,8 +84,16 @@ def _parsed(text: str, path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def as_line(records: Sequence[StepRecord]) -> dict[str, Any]:
-    """The line of the last of several steps: its own figures, and the speed over all of them."""
+def as_line(records: Sequence[StepRecord], peak: float | None = None) -> dict[str, Any]:
+    """The line of the last of several steps: its own figures, and the speed over all of them.
+
+    Args:
+        records: of the steps.
+        peak: floating-point operations a second that the device can do.
+
+    Returns:
+        Names to numbers.
+    """
     record = records[-1]
     seconds, skipped = sum(entry.seconds for entry in records), sum(entry.skipped for entry in records)
     bad, unlabelled = sum(len(entry.bad) for entry in records), sum(len(entry.unlabelled) for entry in records)
@@ -98,11 +106,45 @@ def as_line(records: Sequence[StepRecord]) -> dict[str, Any]:
         "labelled_tokens": record.labelled_tokens,
         "samples": record.samples,
         "grad_norm": record.grad_norm,
+        **_work_of(records, peak),
         **({"skipped": skipped} if skipped else {}),
         **({"bad_samples": bad} if bad else {}),
         **({"unlabelled": unlabelled} if unlabelled else {}),
         **{f"learning_rate/{part}": rate for part, rate in record.learning_rates.items()},
         **{f"grad_norm/{part}": norm for part, norm in record.grad_norms.items()},
+    }
+
+
+def speed_of(records: Sequence[StepRecord], seconds: float, peak: float | None) -> tuple[float, float | None] | None:
+    """How fast several steps were, by their operations.
+
+    Args:
+        records: of the steps.
+        seconds: that they took.
+        peak: floating-point operations a second that the device can do.
+
+    Returns:
+        Operations a second, those that were computed again included, and MFU
+        (https://arxiv.org/abs/2204.02311, appendix B), which leaves these out; None where they were not counted.
+    """
+    work = [record.work for record in records if record.work is not None]
+    if len(work) < len(records) or not work:
+        return None
+    per_second = sum(entry.total for entry in work) / max(seconds, 1e-9)
+    needed = sum(sum(entry.needed.values()) for entry in work) / max(seconds, 1e-9)
+    return per_second, needed / peak if peak else None
+
+
+def _work_of(records: Sequence[StepRecord], peak: float | None) -> dict[str, Any]:
+    work = records[-1].work
+    speed = speed_of(records, sum(entry.seconds for entry in records), peak)
+    if work is None or speed is None:
+        return {}
+    return {
+        "flops": work.total,
+        "flops_per_second": speed[0],
+        **({"mfu": speed[1]} if speed[1] is not None else {}),
+        **{f"flops/{part}": number + work.again[part] for part, number in work.needed.items()},
     }
 
 

@@ -28,10 +28,14 @@ class Recorder(Callback):
         every: steps between lines.
         progress: what shows how far the run is.
         trackers: what else is logged to.
+        peak: floating-point operations a second that the device can do.
     """
 
-    def __init__(self, folder: RunFolder, every: int, progress: Progress, trackers: Trackers) -> None:
+    def __init__(
+        self, folder: RunFolder, every: int, progress: Progress, trackers: Trackers, peak: float | None = None
+    ) -> None:
         self._folder, self._every, self._progress, self._trackers = folder, every, progress, trackers
+        self._peak = peak
         self._file = MetricsFile(folder.metrics)
         self._records: list[StepRecord] = []
 
@@ -61,7 +65,7 @@ class Recorder(Callback):
 
     def _flush(self) -> None:
         if self._records:
-            self._write(as_line(self._records))
+            self._write(as_line(self._records, self._peak))
             self._records.clear()
 
     def _write(self, line: Mapping[str, Any]) -> None:

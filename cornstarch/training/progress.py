@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from cornstarch.training.loop import StepRecord
+from cornstarch.training.metrics import speed_of
 
 _SMOOTHED_OVER = 20  # steps whose mean loss and speed are shown
 _PLAIN_LINES = 20  # how many lines a whole run prints where there is no terminal
@@ -18,10 +19,11 @@ class Progress:
     Args:
         steps: how many steps there will be.
         stream: where to write; a bar if it is a terminal. Standard output if it is not given.
+        peak: floating-point operations a second that the device can do.
     """
 
-    def __init__(self, steps: int, stream: TextIO | None = None) -> None:
-        self._steps = steps
+    def __init__(self, steps: int, stream: TextIO | None = None, peak: float | None = None) -> None:
+        self._steps, self._peak = steps, peak
         self._stream = sys.stdout if stream is None else stream
         self._recent: deque[tuple[float, StepRecord]] = deque(maxlen=_SMOOTHED_OVER)
         self._bar: Any = None
@@ -62,21 +64,34 @@ class Progress:
         self._last = now
         loss, speed = self._smoothed()
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
+            self._bar.set_postfix_str(f"loss {loss:.3f}, {speed}", refresh=False)
             self._bar.update()
         elif record.step % max(1, self._steps // _PLAIN_LINES) == 0 or record.step == self._steps:
             done = record.step - self._done_before
             left = (now - self._started) / done * (self._steps - record.step)
             print(
                 f"step {record.step:>{len(str(self._steps))}}/{self._steps}  loss {loss:.3f}  "
-                f"{speed:,.0f} tokens/s  {int(left) // 60}:{int(left) % 60:02d} left",
+                f"{speed}  {int(left) // 60}:{int(left) % 60:02d} left",
                 file=self._stream,
                 flush=True,
             )
 
-    def _smoothed(self) -> tuple[float, float]:
-        """Mean loss, and tokens per second, of the last steps."""
+    def _smoothed(self) -> tuple[float, str]:
+        """Mean loss, and speed, of the last steps."""
         seconds = sum(duration for duration, _ in self._recent)
         records = [record for _, record in self._recent]
         tokens = sum(record.tokens for record in records)
-        return sum(record.loss for record in records) / len(records), tokens / max(seconds, 1e-9)
+        told = [f"{tokens / max(seconds, 1e-9):,.0f} tokens/s"]
+        speed = speed_of(records, seconds, self._peak)
+        if speed is not None:
+            told.append(f"{_with_unit(speed[0])}FLOP/s" + (f", MFU {speed[1]:.0%}" if speed[1] is not None else ""))
+        return sum(record.loss for record in records) / len(records), ", ".join(told)
+
+
+def _with_unit(number: float) -> str:
+    """A number with the letter for its thousands: `1.25 G`."""
+    for letter in ("", "k", "M", "G", "T", "P"):
+        if number < 1000 or letter == "P":
+            break
+        number /= 1000
+    return f"{number:.3g} {letter}"

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,9 +20,15 @@ from cornstarch.data import (
 from cornstarch.data.collation import labelled_batch
 from cornstarch.data.steps import broken_files, good_samples, refusal
 from cornstarch.errors import ArgumentError, CornstarchError, TrainingError
-from cornstarch.models.multimodal_language_model import MultimodalModel, MultimodalProcessor, anatomy, pretrained
+from cornstarch.models.multimodal_language_model import (
+    MultimodalModel,
+    MultimodalProcessor,
+    compiling,
+    kernels,
+    pretrained,
+)
 from cornstarch.training import building, checkpoints, pictures, report, selection, sourcing
-from cornstarch.training.config import SourceConfig, TrainConfig
+from cornstarch.training.config import TrainConfig
 from cornstarch.training.devices import check_precision, pick_device
 from cornstarch.training.evaluation import AnswerMetric, in_evaluation_mode
 from cornstarch.training.folder import RunFolder, flat, refuse_other_config
@@ -31,6 +36,7 @@ from cornstarch.training.loop import Callback, Loop, LossTerm, Metric
 from cornstarch.training.metrics import Trackers, check_trackers
 from cornstarch.training.moments import Checker, Keeper, Recorder, Reporter, told, warn
 from cornstarch.training.optimizers import make_optimizer, parameter_groups
+from cornstarch.training.peaks import peak_flops
 from cornstarch.training.progress import Progress
 from cornstarch.training.random_state import seed_everything
 from cornstarch.training.reading import to_values, to_yaml
@@ -103,7 +109,7 @@ def train(
         refuse_other_config(folder.config, config)
     device = _prepare(config)
     salvage = config.data.bad_samples != "stop"
-    source = _source(config.data.train, salvage) if source is None else source
+    source = sourcing.training_source(config.data) if source is None else source
     if isinstance(source, StreamSource) and config.training.steps is None:
         raise ArgumentError("training.steps must be given: nobody knows how long a stream is")
     if isinstance(source, StreamSource) and config.training.length_window > 1:
@@ -113,9 +119,10 @@ def train(
 
     model, processor = _model(config, model, processor, resumed)
     model.to(device)
+    use_liger(model, config.training.liger)
     speed_up(model, gradient_checkpointing=config.training.gradient_checkpointing, compile=config.training.compile)
     collator = sourcing.make_collator(processor, config.data)
-    batches = _batches(config, source, collator)
+    batches = sourcing.make_batches(config, source, collator)
     groups = parameter_groups(model, config.optimizer, config.trains, config.schedule.warmup)
     rows = report.part_rows(model, groups)
     print(report.part_table(rows), flush=True)
@@ -140,8 +147,9 @@ def train(
         folder.start(to_yaml(config), device, anew=resumed is None)
         keeper = Keeper(folder, config.run, model, processor)
         trackers = Trackers(config.run.trackers, folder.trackers, config.run.project, flat(to_values(config)))
-        with StopOnSignal() as signals, Progress(loop.steps) as progress:
-            recorder = Recorder(folder, config.run.log_every, progress, trackers)
+        peak = config.training.peak_flops or peak_flops(device, config.training.precision)
+        with StopOnSignal() as signals, Progress(loop.steps, peak=peak) as progress:
+            recorder = Recorder(folder, config.run.log_every, progress, trackers, peak)
             checks = [checker] if checker is not None else []
             loop.callbacks = [signals, recorder, Reporter(folder), *checks, *callbacks, keeper]
             if state is not None:
@@ -167,9 +175,34 @@ def speed_up(model: MultimodalModel, *, gradient_checkpointing: bool, compile: b
     if gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if compile:
-        for modules in model.parts.values():
-            for layer in anatomy.layers(modules[0]):
-                layer.compile()
+        model.compile()
+
+
+def use_liger(model: MultimodalModel, wanted: bool | None) -> None:
+    """Put Liger's kernels into the language model and the encoders that Liger knows, and say what is left out.
+
+    Args:
+        model: changed in place, on the device where it is to run.
+        wanted: True for an error if the language model cannot have them, None for as far as they can be used on an
+            accelerator, False for none.
+
+    Raises:
+        ArgumentError: if they are wanted, and the language model cannot have them.
+    """
+    if wanted is False or (wanted is None and model.device.type == "cpu"):
+        return
+    for name, (part, *_) in model.parts.items():
+        must = wanted is True and name == "language_model"
+        if name.endswith("_projector") or (not must and kernels.why_not(part) is not None):
+            continue
+        try:
+            kept = kernels.enable(part)
+        except ArgumentError as error:
+            if must:
+                raise ArgumentError(f"training.liger: {error}") from None
+            kept = {"all": str(error)}
+        for what, reason in kept.items():
+            warn(f"{name}: without Liger's kernels ({what}): {reason}")
 
 
 # --- before the first step --------------------------------------------------------------------------------------------
@@ -187,12 +220,6 @@ def _prepare(config: TrainConfig) -> torch.device:
     return device
 
 
-def _source(config: SourceConfig | None, salvage: bool) -> Source | StreamSource:
-    if config is None:
-        raise ArgumentError("data.train must be given: there is nothing to train on")
-    return sourcing.open_source(config, salvage=salvage)
-
-
 def _model(
     config: TrainConfig, model: MultimodalModel | None, processor: MultimodalProcessor | None, resumed: Path | None
 ) -> tuple[MultimodalModel, MultimodalProcessor]:
@@ -203,8 +230,7 @@ def _model(
         model, processor = building.build_model(config.model, config.data.template)
     else:
         set_template(processor.llm_tokenizer, config.data.template)
-    added = config.model.language_model.added_tokens if config.model.language_model is not None else []
-    selection.choose(model, config.trains, [processor.llm_tokenizer.convert_tokens_to_ids(token) for token in added])
+    selection.choose_for(config, model, processor.llm_tokenizer)
     if resumed is not None:
         pretrained.load_weights(model, resumed / "model")
     model.train()
@@ -216,18 +242,6 @@ def _model(
             )
             break
     return model, processor
-
-
-def _batches(config: TrainConfig, source: Source | StreamSource, collator: Collator) -> Batches | StreamBatches:
-    options: dict[str, Any] = {
-        "budget": sourcing.make_budget(config.training),
-        "seed": config.training.seed,
-        "workers": config.data.workers,
-        "bad_samples": config.data.bad_samples,
-    }
-    if isinstance(source, StreamSource):
-        return StreamBatches(source, collator, config.training.batch_size, **options)
-    return Batches(source, collator, config.training.batch_size, length_window=config.training.length_window, **options)
 
 
 def _steps(config: TrainConfig, batches: Batches | StreamBatches) -> int:
@@ -308,7 +322,7 @@ def _try(model: MultimodalModel, collator: Collator, sample: Sample) -> None:
     """Run the model on one sample, so that parts that do not fit are said before anything is written."""
     batch = {name: value.to(model.device) for name, value in collator([sample]).items()}
     try:
-        with in_evaluation_mode(model):
+        with in_evaluation_mode(model), compiling.eagerly():
             model(**batch)
     except RuntimeError as error:
         if isinstance(error, CornstarchError):

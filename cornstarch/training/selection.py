@@ -1,12 +1,28 @@
 """3. What trains: a config's choice for every part, put into effect on the model."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import nn
 
 from cornstarch.errors import ArgumentError
 from cornstarch.models.multimodal_language_model import MultimodalModel, anatomy, concatenation, freezing
-from cornstarch.training.config import GroupConfig, TrainsConfig
+from cornstarch.training.config import GroupConfig, TrainConfig, TrainsConfig
+
+
+def choose_for(config: TrainConfig, model: MultimodalModel, tokenizer: Any) -> None:
+    """Let train what a config says, the rows of the tokens that it adds among it.
+
+    Args:
+        config: of the training.
+        model: changed in place.
+        tokenizer: of the model, with the added tokens.
+
+    Raises:
+        ArgumentError: as `choose`.
+    """
+    added = config.model.language_model.added_tokens if config.model.language_model is not None else []
+    choose(model, config.trains, [tokenizer.convert_tokens_to_ids(token) for token in added])
 
 
 def choose(model: MultimodalModel, trains: Mapping[str, TrainsConfig], new_rows: list[int] | None = None) -> None:

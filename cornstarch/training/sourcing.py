@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from cornstarch.data import (
+    Batches,
     Budget,
     Collator,
     DigitsAndTonesSource,
@@ -11,6 +12,7 @@ from cornstarch.data import (
     MixtureSource,
     RowSource,
     Source,
+    StreamBatches,
     StreamSource,
 )
 from cornstarch.errors import ArgumentError
@@ -21,6 +23,7 @@ from cornstarch.training.config import (
     MixtureConfig,
     RowsConfig,
     SourceConfig,
+    TrainConfig,
     TrainingConfig,
 )
 
@@ -74,6 +77,24 @@ def open_source(config: SourceConfig, *, salvage: bool = False) -> Source | Stre
     return make_source(config, salvage=salvage)
 
 
+def training_source(config: DataConfig) -> Source | StreamSource:
+    """What a config trains on; of damaged files what can be read, unless bad samples stop the run.
+
+    Args:
+        config: of the data.
+
+    Returns:
+        The source or stream.
+
+    Raises:
+        ArgumentError: if there is none, or nothing to read.
+        ImportError: if a package that it needs is not installed.
+    """
+    if config.train is None:
+        raise ArgumentError("data.train must be given: there is nothing to train on")
+    return open_source(config.train, salvage=config.bad_samples != "stop")
+
+
 def make_stream(config: RowsConfig) -> StreamSource:
     """The stream that a config with `streaming` describes.
 
@@ -114,3 +135,28 @@ def make_collator(processor: MultimodalProcessor, config: DataConfig) -> Collato
     """
     processor.media_limits = MediaLimits(**dataclasses.asdict(config.limits))
     return Collator(processor, config.max_length, config.turns)
+
+
+def make_batches(
+    config: TrainConfig, source: Source | StreamSource, collator: Collator, workers: int | None = None
+) -> Batches | StreamBatches:
+    """The steps that a config takes from a source.
+
+    Args:
+        config: of the training.
+        source: of samples.
+        collator: makes batches of them.
+        workers: processes that prepare them; as the config says if not given.
+
+    Returns:
+        Steps without end, or as many as a stream has.
+    """
+    options: dict[str, Any] = {
+        "budget": make_budget(config.training),
+        "seed": config.training.seed,
+        "workers": config.data.workers if workers is None else workers,
+        "bad_samples": config.data.bad_samples,
+    }
+    if isinstance(source, StreamSource):
+        return StreamBatches(source, collator, config.training.batch_size, **options)
+    return Batches(source, collator, config.training.batch_size, length_window=config.training.length_window, **options)

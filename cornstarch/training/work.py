@@ -1,15 +1,9 @@
-"""2e. A model's parts as far as their work goes, and how fast this machine works: what a forecast is made of."""
+"""2e. A model's parts as far as their work goes: what a forecast is made of."""
 
-import time
-
-import torch
 from torch import nn
 
 from cornstarch.models.multimodal_language_model import MultimodalModel, anatomy, freezing
 from cornstarch.training.forecast import PartWork, Passes
-
-_SIZE = 1024  # of the matrices that are multiplied to see how fast a machine is
-_SECONDS = 0.3
 
 
 def part_work(model: MultimodalModel) -> list[PartWork]:
@@ -60,22 +54,3 @@ def _of_part(name: str, modules: list[nn.Module], key: str | None, *, before: bo
             entry = PartWork(name=called, weights=number, backward=backward, head=in_head, modality=key, **sizes)
             found.append(entry)
     return found
-
-
-def measured_speed(device: torch.device, precision: str) -> float:
-    """How fast a machine multiplies matrices.
-
-    Args:
-        device: where.
-        precision: name of a dtype.
-
-    Returns:
-        Floating-point operations a second, the best of a fraction of a second.
-    """
-    matrix = torch.ones(_SIZE, _SIZE, dtype=getattr(torch, precision), device=device)
-    best, started = float("inf"), time.perf_counter()
-    while best == float("inf") or time.perf_counter() - started < _SECONDS:
-        before = time.perf_counter()
-        float((matrix @ matrix)[0, 0])  # waits for a device that works aside
-        best = min(best, time.perf_counter() - before)
-    return 2 * _SIZE**3 / best

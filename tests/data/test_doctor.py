@@ -34,7 +34,7 @@ Batch = dict[str, torch.Tensor]
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Speed is measured by a single product."""
-    monkeypatch.setattr("cornstarch.training.work._SECONDS", 0)
+    monkeypatch.setattr("cornstarch.training.peaks._SECONDS", 0)
 
 
 def made_of(name: str, folder: Path, damaged: bool = True, **data: Any) -> tuple[Made, Any]:

@@ -61,8 +61,12 @@ def test_the_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     lines = read_metrics(folder / "metrics.jsonl")
     steps = [line for line in lines if "loss" in line]
     keys = {"step", "loss", "tokens_per_second", "tokens", "labelled_tokens", "samples", "grad_norm"}
+    keys |= {"flops", "flops_per_second", "mfu"}
     for line in steps:
-        assert set(line) == keys | {f"{kind}/{part}" for kind in ("learning_rate", "grad_norm") for part in parts}
+        kinds = ("learning_rate", "grad_norm", "flops")
+        assert set(line) == keys | {f"{kind}/{part}" for kind in kinds for part in parts}
+        assert sum(line[f"flops/{part}"] for part in parts) == line["flops"]
+        assert line["mfu"] > 0
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
     assert [(line["step"], set(line) - {"step"}) for line in lines if "eval_loss" in line] == [
         (3, {"eval_loss", "eval_exact_match"}),
@@ -135,7 +139,7 @@ def test_it_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
 
     def plain(folder: Path) -> list[dict[str, Any]]:
         return [
-            {k: v for k, v in line.items() if k != "tokens_per_second"}
+            {k: v for k, v in line.items() if k not in ("tokens_per_second", "flops_per_second", "mfu")}
             for line in read_metrics(folder / "metrics.jsonl")
         ]
 

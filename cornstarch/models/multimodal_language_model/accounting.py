@@ -5,6 +5,7 @@ hooks in the forward pass, and in the backward pass by the number of the autogra
 are numbered in the order in which the forward pass made them.
 """
 
+import gc
 import weakref
 from bisect import bisect_right
 from collections import Counter
@@ -134,7 +135,7 @@ def run(
         model.train()
         with autocast if autocast is not None else nullcontext():
             loss = model(**batch).loss
-        saved = meter.held()
+        saved = meter.held(loss)
         gradients: Sequence[Tensor | None] = [None] * len(trained)
         if loss.requires_grad:
             gradients = torch.autograd.grad(loss, trained, allow_unused=True)
@@ -271,11 +272,12 @@ class Meter(TorchDispatchMode):
         self._held: dict[int, tuple[weakref.ref[Any], int, str]] = {}
         self._bytes = 0
 
-    def held(self) -> Counter[str]:
-        """Bytes by part that operators took and that are held now."""
+    def held(self, returned: Tensor) -> Counter[str]:
+        """Bytes by part that operators took and that are held now, but for those of what the model returned."""
+        gc.collect()  # cycles hold what nobody needs
         found = Counter[str]()
-        for _, size, part in self._held.values():
-            found[part] += size
+        for key, (_, size, part) in self._held.items():
+            found[part] += size if key != _key(returned) else 0
         return found
 
     def __enter__(self) -> "Meter":

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 from transformers.utils.generic import TransformersKwargs
@@ -213,6 +213,24 @@ def cache_aliases(language_model: nn.Module) -> dict[str, str]:
     names = language_model_arguments(language_model).names
     own = next((name for name in CACHE_NAMES if name in names), None)
     return {} if own is None else dict.fromkeys(CACHE_NAMES, own)
+
+
+def is_given_cache(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a layer is called with a cache, to which it writes.
+
+    Args:
+        names: of the parameters of its forward.
+        args: of the call.
+        kwargs: of the call.
+
+    Returns:
+        Whether it is.
+    """
+    named = [value for name, value in zip(names, args, strict=False) if name in LAYER_CACHE_NAMES]
+    named += [value for name, value in kwargs.items() if name in LAYER_CACHE_NAMES]
+    return any(value is not None for value in named) or any(
+        isinstance(value, Cache) for value in (*args, *kwargs.values())
+    )
 
 
 def argument_aliases(encoder: nn.Module) -> dict[str, str]:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
-from transformers import Cache
 
 from cornstarch.errors import ArgumentError
 from cornstarch.models.multimodal_language_model import anatomy
@@ -66,6 +65,11 @@ def is_enabled(part: nn.Module) -> bool:
     return any(_is_checkpointed(layer) for layer in part.modules())
 
 
+def place_of_forward(layer: nn.Module) -> str:
+    """Under which name of its own a layer keeps a forward other than its class's: that which a checkpoint is around."""
+    return _OTHER if _is_checkpointed(layer) else "forward"
+
+
 def _is_checkpointed(layer: nn.Module) -> bool:
     return getattr(layer.__dict__.get("forward"), "is_checkpointed", False)
 
@@ -75,7 +79,9 @@ def _checkpointed(offload: bool, options: dict[str, Any]) -> Callable[..., Any]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         own = self.__dict__.get(_OTHER) or MethodType(type(self).forward, self)
         plain = partial(own, **kwargs)
-        if _writes_to_cache(self, args, kwargs) or not _builds_graph(self, args, kwargs):
+        # To a cache a layer would write a second time when it is recomputed.
+        names = anatomy.forward_arguments(self).names
+        if anatomy.is_given_cache(names, args, kwargs) or not _builds_graph(self, args, kwargs):
             return plain(*args)
         place = save_on_cpu(pin_memory=torch.accelerator.is_available()) if offload else nullcontext()
         with place:
@@ -83,13 +89,6 @@ def _checkpointed(offload: bool, options: dict[str, Any]) -> Callable[..., Any]:
 
     forward.is_checkpointed = True  # type: ignore[attr-defined]
     return forward
-
-
-def _writes_to_cache(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a layer was given a cache, to which it would write a second time when it is recomputed."""
-    given = {**dict(zip(anatomy.forward_arguments(layer).names, args, strict=False)), **kwargs}
-    named = any(given.get(name) is not None for name in anatomy.LAYER_CACHE_NAMES)
-    return named or any(isinstance(value, Cache) for value in (*args, *kwargs.values()))
 
 
 def _builds_graph(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -9,7 +9,15 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from cornstarch.errors import ArgumentError
-from cornstarch.models.multimodal_language_model import anatomy, checkpointing, freezing, manifest, quantized, routing
+from cornstarch.models.multimodal_language_model import (
+    anatomy,
+    checkpointing,
+    compiling,
+    freezing,
+    manifest,
+    quantized,
+    routing,
+)
 from cornstarch.models.multimodal_language_model.configuration import MultimodalConfig
 from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
 
@@ -293,6 +301,24 @@ class Composition(PreTrainedModel):  # type: ignore[misc]
     def _hugging_face_parts(self) -> list[PreTrainedModel]:
         parts = [encoder.module for encoder in self._modal_encoders.values()] + [self.language_model]
         return [part for part in map(freezing.unwrap, parts) if isinstance(part, PreTrainedModel)]
+
+    # --- compilation --------------------------------------------------------------------------------------------------
+
+    def compile(self, **options: Any) -> None:
+        """Compile the layers of every part with `torch.compile`, each kind when it first runs; no number changes.
+
+        What stands between layers depends on the batch and is left as it is, as are layers that are given a cache
+        (`generate`). The names of weights stay what they are.
+
+        Args:
+            **options: for `torch.compile`. Left out, `dynamic` is True for the language model, whose every batch has
+                another length, and for encoders and projectors what PyTorch finds that it has to be.
+        """
+        for encoder in self._modal_encoders.values():
+            for part in (encoder.module, encoder.projector):
+                if part is not None:
+                    compiling.enable(part, **options)
+        compiling.enable(self.language_model, **{"dynamic": True, **options})
 
     # --- gradient checkpointing ---------------------------------------------------------------------------------------
 

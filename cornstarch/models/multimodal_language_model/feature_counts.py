@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cornstarch.errors import ArgumentError, MediaError
-from cornstarch.models.multimodal_language_model import anatomy, freezing, library
+from cornstarch.models.multimodal_language_model import anatomy, compiling, freezing, kernels, library
 from cornstarch.models.multimodal_language_model.anatomy import Rows
 from cornstarch.models.multimodal_language_model.configuration import MultimodalProjectorConfig
 from cornstarch.models.multimodal_language_model.encoder import ModalEncoderModule
@@ -238,7 +238,10 @@ def _stand_in(encoder: ModalEncoderModule, weight: Callable[[Tensor], Tensor]) -
             elif not isinstance(getattr(value, "__self__", value), nn.Module | dict | list | tuple | set):
                 memo.setdefault(id(value), value)
     try:
-        return copy.deepcopy(encoder, memo).eval()
+        made = copy.deepcopy(encoder, memo).eval()
+        compiling.disable(made)  # for the meta device, and for every shape that is asked for
+        kernels.disable(made)
+        return made
     except Exception as error:
         name = type(freezing.unwrap(encoder.module)).__name__
         raise ArgumentError(

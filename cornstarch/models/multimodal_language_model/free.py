@@ -103,7 +103,7 @@ def _traced(module: nn.Module) -> Iterator[_Trace]:
 
     def pack(tensor: Tensor) -> Tensor:
         trace.saved += tensor.nbytes
-        return tensor
+        return tensor.detach()  # an output that a node saves would hold the node
 
     def start(*_: Any) -> None:
         running.append(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))

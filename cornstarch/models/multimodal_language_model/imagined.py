@@ -161,10 +161,14 @@ def _kept(
     Returns:
         The parameters to the state of their stand-ins.
     """
-    groups = [{**group, "params": [stand_ins[entry] for entry in group["params"]]} for group in optimizer.param_groups]
+    plain = {"fused": False, "foreach": False}  # kernels of theirs, which need values, keep what plain code keeps
+    groups = []
+    for group in optimizer.param_groups:
+        settings = {key: plain.get(key, value) for key, value in group.items()}
+        groups.append({**settings, "params": [stand_ins[parameter] for parameter in group["params"]]})
     cls: Any = type(optimizer)
     taken = inspect.signature(cls).parameters
-    other = cls(groups, **{key: value for key, value in optimizer.defaults.items() if key in taken})
+    other = cls(groups, **{key: plain.get(key, value) for key, value in optimizer.defaults.items() if key in taken})
     for stand_in in reached:
         stand_in.grad = torch.empty_like(stand_in)
     with _AnyNumber():  # type: ignore[no-untyped-call]

@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from cornstarch.models.multimodal_language_model import anatomy, freezing
+from cornstarch.models.multimodal_language_model import anatomy, compiling, freezing
 from cornstarch.models.multimodal_language_model.merge import IGNORE_INDEX
 
 MOST_LOGITS = 2**26  # numbers in a chunk of logits: 256 MiB in float32
@@ -84,6 +84,26 @@ def ask_ahead(language_model: nn.Module, width: int, dtype: torch.dtype, device:
     head = _head_of(language_model)
     if head is not None:
         _asked(language_model, head, torch.empty(0, 0, width, dtype=dtype, device=device))
+
+
+def rows_of(language_model: nn.Module, labelled: int, most_logits: int = MOST_LOGITS) -> tuple[int, int]:
+    """How many rows a language model's head is given, if it is given labelled positions alone.
+
+    Args:
+        language_model: wrapped or not.
+        labelled: positions that predict something.
+        most_logits: as for `run`.
+
+    Returns:
+        The number, and how many of them are in chunks that the backward pass computes again. A chunk has a row more.
+    """
+    base: Any = freezing.unwrap(language_model)
+    head = _head_of(language_model)
+    if head is None or not labelled:
+        return labelled, 0
+    size = max(1, most_logits // _vocabulary(head, base.get_input_embeddings().weight.shape[-1]))
+    chunks = -(-labelled // size)
+    return labelled + chunks, max(0, labelled - size) + chunks - 1
 
 
 def _head_of(language_model: nn.Module) -> nn.Module | None:
@@ -208,7 +228,7 @@ def _asked(language_model: nn.Module, head: nn.Module, embeds: Tensor) -> _Answe
     """The answer of a language model, which is asked once for each dtype."""
     known = _ANSWERS.setdefault(freezing.unwrap(language_model), {})
     if embeds.dtype not in known:
-        with torch.no_grad(), freezing.evaluating(language_model):
+        with torch.no_grad(), freezing.evaluating(language_model), compiling.eagerly():
             known[embeds.dtype] = _ask(language_model, head, embeds)
     return known[embeds.dtype]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cornstarch.errors import ArgumentError
-from cornstarch.models.multimodal_language_model import anatomy, freezing
+from cornstarch.models.multimodal_language_model import anatomy, compiling, freezing
 
 _LENGTH = 4  # positions of the question
 # Why each language model asked so far takes no ready mask (None if it does), for its way of computing attention.
@@ -73,7 +73,7 @@ def _why_not(language_model: nn.Module, embeds: Tensor) -> str | None:
     causal = torch.ones(1, 1, _LENGTH, _LENGTH, dtype=torch.bool, device=embeds.device).tril()
     hidden = causal.clone()
     hidden[..., 1:, 0] = False  # position 0 sees itself and nothing sees it
-    with torch.no_grad(), freezing.evaluating(language_model):
+    with torch.no_grad(), freezing.evaluating(language_model), compiling.eagerly():
         try:
             seen, unseen = (
                 (_logits(language_model, first, mask) - _logits(language_model, changed, mask)).abs().max().item()

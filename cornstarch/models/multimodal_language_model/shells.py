@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoModelForMultimodalLM, PreTrainedConfig
 
 from cornstarch.errors import ArgumentError
-from cornstarch.models.multimodal_language_model import freezing
+from cornstarch.models.multimodal_language_model import compiling, freezing, kernels
 from cornstarch.models.multimodal_language_model.modeling import MultimodalModel
 from cornstarch.models.multimodal_language_model.processing import MultimodalProcessor
 
@@ -92,6 +92,8 @@ def replica(model: MultimodalModel, weights: dict[int, Tensor]) -> MultimodalMod
         made: MultimodalModel = copy.deepcopy(model, dict(weights)).eval()
     except Exception as error:  # objects of the caller's own, with whatever they hold
         raise ArgumentError(f"the model cannot be exported, as something in it cannot be copied: {error}") from error
+    compiling.disable(made)
+    kernels.disable(made)
     return made
 
 

@@ -75,20 +75,27 @@ class TrainingConfig:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more work."""
     compile: bool = False
-    """Compile each layer with torch.compile."""
+    """Compile each layer with torch.compile: the first steps take minutes, all others less time."""
+    liger: bool | None = None
+    """Liger's kernels for norms and activations (the package liger-kernel), which change results within rounding. Left
+    out: on a CUDA device, where the package is installed, in the parts that it knows. true: an error if the language
+    model cannot have them. false: never."""
     seed: int = 0
     """Of new weights, order, dropout. On a CPU the same seed gives the same numbers."""
     device: str = "auto"
     """auto (an accelerator if there is one), cpu, cuda, mps."""
     threads: int | None = None
     """CPU threads to compute with; PyTorch's choice if left out."""
+    peak_flops: float | None = None
+    """Floating-point operations a second that the device can do, of which MFU is a share. Left out: the maker's figure
+    for GPUs that are known, elsewhere what a short matrix product reaches."""
 
     def __post_init__(self) -> None:
         one = (self.steps is None) != (self.epochs is None)
         require(one, "steps", f"give `steps` or `epochs`, one of them; found {self.steps} and {self.epochs}")
         require(0 <= self.seed < 2**63, "seed", f"must be from 0 to 2**63 - 1, found {self.seed}")
         sizes = ("batch_size", "micro_batch_size", "micro_batch_positions", "micro_batch_media", "length_window")
-        for name in ("steps", "epochs", *sizes, "threads"):
+        for name in ("steps", "epochs", *sizes, "threads", "peak_flops"):
             value = getattr(self, name)
             require(value is None or value > 0, name, f"must be above 0, found {value}")
 

@@ -1,0 +1,126 @@
+"""The operations of steps, told from those of others: exact, whatever shape comes next."""
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from cornstarch import Loop
+from cornstarch.models.multimodal_language_model import labelled_head
+from cornstarch.training.step_flops import FlopsOfSteps
+from tests import tiny
+from tests.zoo import making
+from tests.zoo.making import KEY, MARK
+
+
+def counted(model: Any, micro: dict[str, Tensor]) -> int:
+    """By PyTorch's own counter."""
+    with FlopCounterMode(display=False) as counter:
+        loss = model(**micro).loss
+        if loss.requires_grad:
+            loss.backward()
+    model.zero_grad(set_to_none=True)
+    return counter.get_total_flops()
+
+
+def micro_batches(encoder: str, number: int) -> list[dict[str, Tensor]]:
+    """Text of any length, in batches of one to three samples with an input each; every fourth has none."""
+    chance = random.Random(0)
+    made = []
+    for index in range(number):
+        media = making.media(encoder, torch.float32)
+        features = 0 if index % 4 == 3 else tiny.ROWS[encoder]
+        samples = chance.randint(1, 2)
+        rows = [[MARK] * features + tiny.text(chance.randint(3, 40), index) for _ in range(samples)]
+        micro = tiny.padded(rows)
+        micro["labels"] = micro["input_ids"].masked_fill(micro["attention_mask"] == 0, -100)
+        micro["labels"][:, : chance.randint(features, features + 2)] = -100
+        if features:
+            micro |= {f"{KEY}_{name}": value[:samples] for name, value in media.items()}
+        made.append(micro)
+    return made
+
+
+REGIMES = {"all": (True, True), "encoder frozen": (False, True), "projector only": (False, False)}
+CASES = [
+    *(("llama", regime, recomputed) for regime in REGIMES for recomputed in (False, True)),
+    ("mixtral", "projector only", True),
+    ("mamba2", "all", False),
+]
+
+
+@pytest.mark.parametrize("language_model, regime, checkpointing", CASES)
+def test_told_is_what_the_counter_counts(language_model: str, regime: str, checkpointing: bool) -> None:
+    """Micro-batches of other shapes against `FlopCounterMode` with eager attention and experts; exact."""
+    model = making.compose(tiny.encoder("clip"), tiny.language_model(language_model))
+    model.train({KEY: (REGIMES[regime][0], True)}, llm_mode=REGIMES[regime][1])
+    for part in (model.language_model, model.encoders[KEY].module):
+        if part._can_set_attn_implementation():
+            part.set_attn_implementation("eager")
+        if part._can_set_experts_implementation():
+            part.set_experts_implementation("eager")
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    tiny.ask(model)
+    flops = FlopsOfSteps(model)
+    for micro in micro_batches("clip", 24):
+        labelled = int((micro["labels"][:, 1:] != -100).sum())
+        with flops.counting(micro, labelled) as work:
+            counter = counted(model, micro)
+        assert work[0].total == counter
+    scans = language_model == "mamba2"  # works on whole chunks of positions, so it is linear in nothing
+    assert flops.measured < (25 if scans else 18)
+
+
+def test_chunks_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labelled rows in chunks that are computed again: exact, too."""
+    model = making.compose(tiny.encoder("clip"), tiny.language_model("llama")).train(llm_mode=True)
+    tiny.ask(model)
+    run, rows = labelled_head.run, labelled_head.rows_of
+    monkeypatch.setattr(labelled_head, "run", lambda *given: run(*given, most_logits=96 * 7))
+    monkeypatch.setattr(labelled_head, "rows_of", lambda *given: rows(*given, most_logits=96 * 7))
+    for part in (model.language_model, model.encoders[KEY].module):
+        part.set_attn_implementation("eager")
+    flops = FlopsOfSteps(model)
+    for micro in micro_batches("clip", 24):
+        with flops.counting(micro, int((micro["labels"][:, 1:] != -100).sum())) as work:
+            counter = counted(model, micro)
+        assert work[0].total == counter
+    assert flops.measured < 24
+
+
+def test_what_trains_may_change_in_a_run() -> None:
+    """Frozen after a dozen micro-batches, it is measured anew; exact before and behind."""
+    model = making.compose(tiny.encoder("clip"), tiny.language_model("llama")).train(llm_mode=True)
+    for part in (model.language_model, model.encoders[KEY].module):
+        part.set_attn_implementation("eager")
+    tiny.ask(model)
+    flops = FlopsOfSteps(model)
+    for number, micro in enumerate(micro_batches("clip", 24)):
+        if number == 12:
+            model.train({KEY: (False, True)}, llm_mode=False)
+        with flops.counting(micro, int((micro["labels"][:, 1:] != -100).sum())) as work:
+            counter = counted(model, micro)
+        assert work[0].total == counter
+
+
+def test_a_model_without_parts_has_no_figures() -> None:
+    """The loop trains any module; there is no work then, and no line with it."""
+    model = tiny.language_model("llama")
+    rows = tiny.padded([tiny.text(8), tiny.text(6)])
+    step = type("Step", (), {"micro_batches": [{**rows, "labels": rows["input_ids"]}], "names": [], "bad": (), "samples": 2, "unlabelled": ()})  # fmt: skip  # noqa: E501
+
+    class Steps:
+        def __next__(self) -> Any:
+            return step
+
+        def state_dict(self) -> dict[str, Any]:
+            return {}
+
+        def load_state_dict(self, state: Any) -> None: ...
+
+    loop = Loop(model, torch.optim.SGD(model.parameters()), Steps(), steps=2)
+    assert loop.take_step().work is None
