@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_map
 
 _graph: Any = torch._C._autograd
@@ -27,7 +26,7 @@ class Early:
     def __init__(self) -> None:
         self._marks: dict[Any, Tensor] = {}  # by autograd node
         self._below: list[range] = []  # numbers of autograd nodes
-        self._sums: dict[Tensor, Tensor] = {}
+        self._sums = _Sums()
 
     def marked(self, values: Any) -> Any:
         """The same values, with tensors at which gradients end.
@@ -68,7 +67,7 @@ class Early:
         Raises:
             ReachedBelowError: if it depends on something below that is not marked.
         """
-        self._sums = self._added(self._sums, loss, keep=False)
+        self._take(loss, self._sums, keep=False)
         return loss.detach()
 
     def alone(self, value: Tensor) -> Tensor:
@@ -80,7 +79,9 @@ class Early:
         Returns:
             The number.
         """
-        return _joined(value.detach(), self._added({}, value, keep=True))
+        sums = _Sums()
+        self._take(value, sums, keep=True)
+        return sums.joined(value.detach())
 
     def joined(self, loss: Tensor) -> Tensor:
         """A number whose gradients are those that were taken.
@@ -91,7 +92,7 @@ class Early:
         Returns:
             The number, with a graph.
         """
-        return _joined(loss, self._sums)
+        return self._sums.joined(loss)
 
     def _mark(self, value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.requires_grad:
@@ -100,21 +101,16 @@ class Early:
         self._marks[mark.grad_fn] = mark
         return mark
 
-    def _added(self, sums: dict[Tensor, Tensor], loss: Tensor, keep: bool) -> dict[Tensor, Tensor]:
+    def _take(self, loss: Tensor, sums: "_Sums", keep: bool) -> None:
         if not loss.requires_grad:
-            return sums
+            return
         sources = self._sources(loss)
         # A backward pass runs outside of autocast.
         with _silenced(sources), torch.autocast(loss.device.type, enabled=False):
             gradients = torch.autograd.grad(loss, sources, retain_graph=keep, allow_unused=True)
         for source, gradient in zip(sources, gradients, strict=True):
-            if gradient is None:
-                continue
-            if source in sums:
-                sums[source] += gradient
-            else:  # a copy: it may be shared, and a sum of many is not to be rounded at every step
-                sums[source] = gradient.to(torch.promote_types(gradient.dtype, torch.float32), copy=True)
-        return sums
+            if gradient is not None:
+                sums.add(source, gradient)
 
     def _sources(self, loss: Tensor) -> list[Tensor]:
         """The marks and the leaves that a loss was computed of."""
@@ -137,12 +133,31 @@ class Early:
         return list(found)
 
 
-def _joined(loss: Tensor, sums: dict[Tensor, Tensor]) -> Tensor:
-    if not sums:
-        return loss
-    sources = list(sums)
-    gradients = [sums.pop(source).to(source.dtype) for source in sources]
-    return _Known.apply(loss, gradients, *sources)  # type: ignore[no-untyped-call, no-any-return]
+class _Sums:
+    """Sums of gradients, in float32 or better: rounded at the end, not at every step."""
+
+    def __init__(self) -> None:
+        self._sums: dict[Tensor, Tensor] = {}
+        self._shared: set[Tensor] = set()  # sources whose sum is a single gradient, which others may hold as well
+
+    def add(self, source: Tensor, gradient: Tensor) -> None:
+        """Add to the sum of a source."""
+        if source not in self._sums:
+            self._sums[source] = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+            self._shared.add(source)
+        elif source in self._shared:
+            self._sums[source] = self._sums[source] + gradient
+            self._shared.discard(source)
+        else:
+            self._sums[source] += gradient
+
+    def joined(self, loss: Tensor) -> Tensor:
+        """A number with these gradients, which are given away."""
+        if not self._sums:
+            return loss
+        sources = list(self._sums)
+        gradients = [self._sums.pop(source).to(source.dtype, copy=source in self._shared) for source in sources]
+        return _Known.apply(loss, gradients, *sources)  # type: ignore[no-untyped-call, no-any-return]
 
 
 @contextmanager
@@ -167,9 +182,12 @@ class _Known(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
         gradients = ctx.gradients
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "a loss of logits in chunks has no second derivatives; output_logits=True gives all logits"
+            )
         if gradients is None:
             raise RuntimeError("a second backward pass through the loss: the first one needs retain_graph=True")
         if _graph._get_current_graph_task_keep_graph():
