@@ -22,6 +22,7 @@ SCRIPTS = (
     "trainer",
     "projector_only",
     "frozen_encoder",
+    "accounting",
     "labelled_head",
     "loop_overhead",
     "batching",

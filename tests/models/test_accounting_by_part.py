@@ -1,4 +1,4 @@
-"""What a step costs, against PyTorch's own counters."""
+"""What every part costs in either direction, against PyTorch's counter on a graph that is cut between parts."""
 
 import pytest
 
@@ -6,6 +6,7 @@ from cornstarch import StepCost, measure_step
 from tests import costs
 from tests.costs import PAIRS, REGIMES
 
+pytestmark = pytest.mark.slow  # totals of as many pairs are checked by test_accounting.py
 Pair = tuple[str, str]
 CELLS = pytest.mark.parametrize("regime", REGIMES)
 EACH = pytest.mark.parametrize("pair", PAIRS, ids=" with ".join)
