@@ -30,12 +30,18 @@ import torch
 import transformers
 from torch import Tensor
 
-from cornstarch import ArgumentError, ModalEncoderModule, MultimodalModel, OutputHiddenStates, SelectFeatures
+from cornstarch import (
+    ArgumentError,
+    ModalEncoderModule,
+    MultimodalModel,
+    OutputHiddenStates,
+    SelectFeatures,
+    measure_step,
+)
 from cornstarch.models.multimodal_language_model import freezing, kernels, labelled_head
+from cornstarch.training.peaks import peak_flops
 
 IMAGE = 3  # an id of the vocabulary, as Hugging Face's LLaVA looks all ids up
-# Dense bfloat16 operations a second, by a part of the device's name; NVIDIA's data sheets, without sparsity.
-PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
 REGIMES = ("projector", "lora", "full")
 COMPILE: dict[str, str] = {}  # options of torch.compile
 
@@ -189,38 +195,19 @@ def _default(dtype: torch.dtype) -> Iterator[None]:
 # --- operations -------------------------------------------------------------------------------------------------------
 
 
-def model_operations(model: MultimodalModel, size: Size) -> float:
+# Size and regime, as text, to operations of a step.
+_OPERATIONS: dict[str, int] = {}
+
+
+def model_operations(model: MultimodalModel, given: dict[str, Tensor], size: Size, regime: str) -> int:
     """Floating-point operations that a step needs, whoever takes it: no recomputation, and the head on labelled rows.
 
-    Of a matrix of N numbers 2N a row forward, 2N more if a gradient is passed on, 2N more if it trains. Of attention
-    the products of scores and of values, half of them where a position sees only what is before it.
+    They are counted in a step of ours, once for a size and a regime; attention counts as if nothing were masked.
     """
-    encoder: Any = model.encoders["vision"]
-    lm: Any = freezing.unwrap(model.language_model)
-    images, length = size.samples * size.features, size.features + size.words
-    rows = {
-        "vision": (encoder.module, images, False),
-        "projector": (encoder.projector, images, not freezing.is_frozen(encoder.module)),
-        "text": (lm.model, size.samples * length, not freezing.is_frozen(encoder)),
-    }
-    total = sum(_of_matrices(part, number, passed) for part, number, passed in rows.values())
-    total += _of_matrices(lm.lm_head, size.samples * size.labelled, True)
-    vision, text = size.vision, size.text
-    backward = 2 if not freezing.is_frozen(encoder.module) else 0
-    total += (1 + backward) * 4 * images * size.features * vision["hidden_size"] * vision["num_hidden_layers"]
-    width = text["num_attention_heads"] * text["head_dim"]
-    return total + 3 * 4 * size.samples * length * length / 2 * width * text["num_hidden_layers"]
-
-
-def _of_matrices(part: Any, rows: int, passed_on: bool) -> float:
-    """Of all matrices of a part; tables that are looked up in are none."""
-    total = 0.0
-    for module in part.modules():
-        for weight in module.parameters(recurse=False):
-            if weight.dim() >= 2 and not isinstance(module, torch.nn.Embedding):
-                below = passed_on or not freezing.is_frozen(part)
-                total += 2.0 * weight.numel() * rows * (1 + below + weight.requires_grad)
-    return total
+    key = f"{size} {regime}"
+    if key not in _OPERATIONS:
+        _OPERATIONS[key] = measure_step(model, given).model_flops
+    return _OPERATIONS[key]
 
 
 # --- is it right ------------------------------------------------------------------------------------------------------
@@ -355,14 +342,14 @@ def prepare(model: MultimodalModel, how: str) -> None:
 def measure(size: Size, regime: str, how: str, device: torch.device, dtype: torch.dtype, seconds: float) -> Any:
     """Steps of forward, backward and optimizer, for some seconds behind the first three; medians."""
     model = choose(ours(size, device, dtype), regime)
-    operations = model_operations(model, size)
+    given = batch(size, device, dtype)
     run: Any = model
+    if how != "hf":
+        prepare(model, how)
+    operations = model_operations(model, given, size, regime)
     if how == "hf":
         run = as_llava(model if regime != "lora" else _with_base(model))
-    else:
-        prepare(model, how)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
-    given = batch(size, device, dtype)
     times: list[float] = []
     until = time.monotonic() + seconds
     started = time.monotonic()
@@ -381,10 +368,10 @@ def measure(size: Size, regime: str, how: str, device: torch.device, dtype: torc
             first, first_loss = time.monotonic() - started, float(loss.detach())
     step = statistics.median(times[3:])
     tokens = given["input_ids"].numel()
-    peak = next((value for name, value in PEAKS.items() if name in _name(device)), None)
+    peak = peak_flops(device, str(dtype).removeprefix("torch."))
     return {
         "tokens_per_second": tokens / step, "step_seconds": step, "first_step_seconds": first,
-        "mfu": operations / step / peak if peak else None, "model_tflops": operations / 1e12,
+        "mfu": operations / step / peak, "model_tflops": operations / 1e12,
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
         "first_loss": first_loss, "steps": times,
     }  # fmt: skip

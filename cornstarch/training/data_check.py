@@ -10,15 +10,15 @@ from cornstarch.data.doctor.findings import Examiner
 from cornstarch.data.doctor.kinds import KINDS
 from cornstarch.data.doctor.report import bad_samples, leave_out, number_of, summary_of
 from cornstarch.data.doctor.scan import Scan, scan
-from cornstarch.data.steps import order_of
+from cornstarch.data.steps import chance_at, order_of
 from cornstarch.errors import ArgumentError
 from cornstarch.models.multimodal_language_model import MultimodalModel, MultimodalProcessor, anatomy, freezing
 from cornstarch.training import building, selection, sourcing
 from cornstarch.training.config import TrainConfig
 from cornstarch.training.devices import pick_device
-from cornstarch.training.forecast import Length, PartWork, forecast
+from cornstarch.training.forecast import Length, SampleWork, forecast
 from cornstarch.training.peaks import measured_speed
-from cornstarch.training.work import part_work
+from cornstarch.training.work import sample_work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ def _forecast(
         for entry in seen.seen
     }
     training, device = config.training, pick_device(config.training.device)
-    parts, why = _parts(config, model, processor)
+    work, why = _work(config, source, seen, model, processor)
     values = forecast(
         lengths,
         order_of(source, training.seed, 0).indices,
@@ -130,8 +130,7 @@ def _forecast(
         seed=training.seed,
         steps=training.steps,
         epochs=training.epochs,
-        parts=parts,
-        checkpointing=training.gradient_checkpointing,
+        work=work,
         speed=measured_speed(device, training.precision),
         workers=config.data.workers,
     )
@@ -140,12 +139,25 @@ def _forecast(
     return {**values, "assumptions": [*values["assumptions"], *mixture, *why]}
 
 
-def _parts(
-    config: TrainConfig, model: MultimodalModel, processor: MultimodalProcessor
-) -> tuple[list[PartWork], list[str]]:
-    """The work of a model as the config trains it; if that cannot be told without weights, as it is, and why."""
+def _work(
+    config: TrainConfig, source: Source, seen: Scan, model: MultimodalModel, processor: MultimodalProcessor
+) -> tuple[SampleWork | None, list[str]]:
+    """The work of samples as the config trains the model, and what is to be said of it."""
+    notes = []
     try:
         selection.choose_for(config, model, processor.llm_tokenizer)
     except Exception as error:  # which training says itself; samples can be looked at all the same
-        return part_work(model), [f"what trains could not be chosen, so all work is as if every part did: {error}"]
-    return part_work(model), []
+        notes.append(f"what trains could not be chosen, so all work is as if every part did: {error}")
+    if config.training.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    usable = [entry for entry in seen.seen if entry.is_usable and entry.labelled]
+    keys = {key for entry in usable for key, positions in entry.features.items() if positions}
+    told_by = [next(entry for entry in usable if entry.features.get(key)) for key in sorted(keys)] or usable[:1]
+    if not told_by:
+        return None, notes
+    collator = sourcing.make_collator(processor, config.data)
+    try:
+        samples = [source.sample(entry.index, chance_at(config.training.seed, 0, entry.index)) for entry in told_by]
+        return sample_work(model, [collator([sample]) for sample in samples]), notes
+    except Exception as error:  # an estimate is not worth a check that fails
+        return None, [*notes, f"how much work there is could not be told: {error}"]

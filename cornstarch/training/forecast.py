@@ -1,42 +1,34 @@
-"""2d. What an epoch will come to, from the lengths of samples: padding, steps, work, time. Pure; an estimate.
-
-Work per token, for N weights in matrix products of a part: 6N where they train, 4N where they are frozen and a gradient
-passes through them, 2N where nothing before them trains; 2N more with gradient checkpointing where there is a backward
-pass. Attention, for L layers of width D and a sequence of S positions: 4LDS per position forward, and twice that
-backward.
-"""
+"""2d. What an epoch will come to, from the lengths of samples: padding, steps, work, time. Pure; an estimate."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from cornstarch.data.budgets import Budget, Size, chance_of_window, steps_of_like_length
 
-Passes = Literal["trains", "passes", "forward"]
-
 
 @dataclass(frozen=True, kw_only=True)
-class PartWork:
-    """A part of a model, as far as its work goes.
+class SampleWork:
+    """Floating-point operations of a sample in training: forward, backward, and what is computed again.
 
     Attributes:
-        name: of the part.
-        weights: in matrix products, without tables of embeddings and without the head.
-        backward: `trains`; `passes` a gradient on; or goes `forward` only.
-        layers: with attention.
-        width: of them.
-        head: weights of the language model's head, used at labelled positions alone.
-        modality: key of the inputs whose positions are counted; None for the language model, which takes all.
+        text: of the language model, for a position, a square of positions, and a row of logits, of which there is one
+            more than there are labelled tokens.
+        inputs: part to (modality key, operations for each position that its inputs take), of all other parts.
     """
 
-    name: str
-    weights: int
-    backward: Passes
-    layers: int = 0
-    width: int = 0
-    head: int = 0
-    modality: str | None = None
+    text: tuple[float, float, float]
+    inputs: Mapping[str, tuple[str, float]]
+
+    def of(self, length: "Length") -> dict[str, float]:
+        """Operations of a sample by part, without padding."""
+        numbers = (length.positions, length.positions**2, length.labelled + 1)
+        return {
+            **{part: each * length.features.get(key, 0) for part, (key, each) in self.inputs.items()},
+            "language_model": sum(each * number for each, number in zip(self.text, numbers, strict=True)),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +60,7 @@ def forecast(
     seed: int = 0,
     steps: int | None,
     epochs: float | None,
-    parts: Sequence[PartWork] = (),
-    checkpointing: bool = False,
+    work: SampleWork | None = None,
     speed: float | None = None,
     share: float = 0.4,
     workers: int = 0,
@@ -86,8 +77,7 @@ def forecast(
         seed: of the order.
         steps: of the run, or `epochs`.
         epochs: of the run.
-        parts: of the model.
-        checkpointing: activations are computed again in the backward pass.
+        work: of a sample; None if it is not known.
         speed: floating-point operations a second that a matrix product of this machine reaches.
         share: of the speed that training is taken to reach.
         workers: that prepare batches.
@@ -132,7 +122,7 @@ def forecast(
             "workers": workers,
             "seconds_per_epoch": seconds * scale / max(1, workers),
         },
-        "compute": _compute(used, parts, checkpointing, scale, speed, share, of_run),
+        "compute": _compute(used, work, scale, speed, share, of_run),
         "assumptions": _assumptions(len(seen), len(order), share, workers),
     }
     return values
@@ -174,20 +164,16 @@ def _groups(step: Sequence[Length | None], budget: Budget, *, by_length: bool) -
 
 
 def _compute(
-    used: Sequence[Length],
-    parts: Sequence[PartWork],
-    checkpointing: bool,
-    scale: float,
-    speed: float | None,
-    share: float,
-    of_run: float,
+    used: Sequence[Length], work: SampleWork | None, scale: float, speed: float | None, share: float, of_run: float
 ) -> dict[str, Any]:
-    by_part = {part.name: round(sum(work_of(part, length, checkpointing) for length in used) * scale) for part in parts}
-    flops = sum(by_part.values())
-    known = bool(parts) and bool(speed)
-    seconds = flops / (speed * share) if known and speed is not None else None
+    sums = Counter[str]()
+    for length in used if work is not None else ():
+        sums.update(work.of(length))  # type: ignore[union-attr, arg-type]
+    by_part = {part: round(number * scale) for part, number in sums.items()}
+    flops = sum(by_part.values()) if work is not None else None
+    seconds = flops / (speed * share) if flops is not None and speed else None
     return {
-        "flops_per_epoch": flops if parts else None,
+        "flops_per_epoch": flops,
         "flops_per_epoch_by_part": by_part,
         "measured_flops_per_second": speed,
         "share_of_measured": share,
@@ -196,30 +182,10 @@ def _compute(
     }
 
 
-def work_of(part: PartWork, length: Length, checkpointing: bool = False) -> float:
-    """Floating-point operations of a part on one sample, without padding.
-
-    Args:
-        part: of the model.
-        length: of the sample.
-        checkpointing: activations are computed again in the backward pass.
-
-    Returns:
-        How many.
-    """
-    tokens = length.positions if part.modality is None else length.features.get(part.modality, 0)
-    times = {"trains": 3, "passes": 2, "forward": 1}[part.backward]
-    again = int(checkpointing and part.backward != "forward")
-    attention = 4 * part.layers * part.width * tokens * tokens
-    work = 2 * part.weights * tokens * (times + again)
-    work += attention * ((1 if part.backward == "forward" else 3) + again)
-    return work + 2 * part.head * length.labelled * times
-
-
 def _assumptions(seen: int, order: int, share: float, workers: int) -> list[str]:
     found = [
-        "an estimate: work is counted by weights and attention, without padding, optimizer, checks and checkpoints",
-        "an encoder computes as many rows as positions come of it; towers that merge rows compute more",
+        "an estimate: work is that of matrix products, without padding, optimizer, checks and checkpoints",
+        "an encoder's work is taken to grow with the positions that come of its inputs, as in the sample it is told by",
         f"training is taken to reach {share:.0%} of the speed of one matrix product on this machine",
         "preparation is what the check measured; whether workers keep up depends on the time of a step",
         "padding is that of the first epoch's order, samples that cannot be used skipped",

@@ -1,56 +1,73 @@
-"""2e. A model's parts as far as their work goes: what a forecast is made of."""
+"""2e. What a sample takes to train on, told from the shapes of one: what a forecast is made of."""
 
-from torch import nn
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from cornstarch.models.multimodal_language_model import MultimodalModel, anatomy, freezing
-from cornstarch.training.forecast import PartWork, Passes
+import numpy as np
+import torch
+from torch import Tensor
+
+from cornstarch.models.multimodal_language_model import MultimodalModel, StepCost, forecast_step
+from cornstarch.models.multimodal_language_model.merge import IGNORE_INDEX
+from cornstarch.training.forecast import SampleWork
+from cornstarch.training.loop import labelled_tokens
+
+_LONGER = 96  # positions of text that a sample is made longer by, to see how work grows with its length
+_MORE = 16  # labels that it is given more
 
 
-def part_work(model: MultimodalModel) -> list[PartWork]:
-    """The weights of a model in matrix products, by part and by what is computed with them.
+def sample_work(model: MultimodalModel, batches: Sequence[Mapping[str, Tensor]]) -> SampleWork:
+    """What samples take, from shapes alone.
 
     Args:
-        model: with what trains chosen; perhaps on the meta device.
+        model: with what trains chosen, and as it is trained; perhaps on the meta device.
+        batches: of one sample each, with labels, that have an input of each modality among them.
 
     Returns:
-        An entry for the frozen weights of a part and one for those that train, where there are such.
+        The work.
+
+    Raises:
+        ArgumentError: if shapes alone do not tell.
     """
-    found, upstream = list[PartWork](), dict[str, bool]()
-    for name, modules in model.parts.items():
-        key = name.removesuffix("_encoder").removesuffix("_projector") if name != "language_model" else None
-        before = any(upstream.values()) if key is None else upstream.get(key, False)
-        found += _of_part(name, modules, key, before=before)
-        trains = any(parameter.requires_grad for module in modules for parameter in module.parameters())
-        upstream[name if key is None else key] = before or trains
-    return found
+    marks = model.modality_token_ids
+    counts = [{key: int((batch["input_ids"] == mark).sum()) for key, mark in marks.items()} for batch in batches]
+    costs = [forecast_step(model, batch) for batch in batches]
+    inputs = {}
+    for name in model.parts:
+        key = name.removesuffix("_encoder").removesuffix("_projector")
+        found = next((place for place, count in enumerate(counts) if count.get(key)), None)
+        if name != "language_model" and found is not None:
+            inputs[name] = (key, costs[found].parts[name].flops / counts[found][key])
+    # Of a batch with inputs, as a gradient may have to go as far as these.
+    fullest = max(range(len(batches)), key=lambda place: sum(counts[place].values()))
+    return SampleWork(text=_text(model, dict(batches[fullest]), costs[fullest]), inputs=inputs)
 
 
-def _of_part(name: str, modules: list[nn.Module], key: str | None, *, before: bool) -> list[PartWork]:
-    base = freezing.unwrap(modules[0])
-    left_out = {id(table.weight) for module in modules for table in module.modules() if isinstance(table, nn.Embedding)}
-    head = base.get_output_embeddings() if key is None else None  # type: ignore[operator]
-    left_out |= {id(head.weight)} if head is not None else set()
-    matrices = {
-        id(parameter): parameter
-        for module in modules
-        for parameter in module.parameters()
-        if parameter.dim() >= 2 and id(parameter) not in left_out
-    }
-    trains = any(parameter.requires_grad for module in modules for parameter in module.parameters())
-    frozen: Passes = "passes" if trains or before else "forward"
-    width = anatomy.embedding_width(base) if key is None else anatomy.feature_width(base)
-    layers = len(anatomy.layers(base)) if not name.endswith("_projector") else 0
-    numbers = {
-        needed: sum(weight.numel() for weight in matrices.values() if weight.requires_grad == needed)
-        for needed in (False, True)
-    }
-    found: list[PartWork] = []
-    for needed, number in numbers.items():
-        in_head = head.weight.numel() if head is not None and head.weight.requires_grad == needed else 0
-        if number or in_head:
-            backward: Passes = "trains" if needed else frozen
-            sizes = {"layers": layers, "width": width or 0} if not found else {}
-            called = name if not found else f"{name} (trains)"
-            entry = PartWork(name=called, weights=number, backward=backward, head=in_head, modality=key, **sizes)
-            found.append(entry)
-    return found
+def _text(model: MultimodalModel, batch: dict[str, Tensor], cost: StepCost) -> tuple[float, float, float]:
+    """The language model's operations for a position, a square of positions, a row of logits."""
+    longer = _longer(batch, _LONGER)
+    variants = [batch, longer, _more_labelled(longer)]
+    costs = [cost, *(forecast_step(model, variant) for variant in variants[1:])]
+    marks = model.modality_token_ids.values()
+    lengths = [variant["labels"].shape[1] for variant in variants]
+    rows = [labelled_tokens(variant, marks) + 1 for variant in variants]
+    places = [[length, length**2, row] for length, row in zip(lengths, rows, strict=True)]
+    values = [found.parts["language_model"].flops for found in costs]
+    each = np.linalg.solve(np.array(places, dtype=np.float64), np.array(values, dtype=np.float64))
+    position, square, row = each.tolist()
+    return position, square, row
+
+
+def _longer(batch: Mapping[str, Tensor], more: int) -> dict[str, Tensor]:
+    """A batch with more text behind it, without labels."""
+    shape: Any = (batch["labels"].shape[0], more)
+    added = {"input_ids": torch.zeros(shape, dtype=torch.long), "attention_mask": torch.ones(shape, dtype=torch.long)}
+    added["labels"] = torch.full(shape, IGNORE_INDEX)
+    joined = {name: torch.cat([batch[name], rows.to(batch[name])], 1) for name, rows in added.items() if name in batch}
+    return {**batch, **joined}
+
+
+def _more_labelled(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    labels = batch["labels"].clone()
+    labels[:, -_MORE:] = 0
+    return {**batch, "labels": labels}
