@@ -4,7 +4,7 @@
 
 A Llama of four layers, 1 sample, over vocabularies, widths and shares of labelled positions. Forward and backward of
 everything, A and B in turn in one process. At 1,024 positions, all labelled, and 128,000 words ours takes the logits
-in chunks, one after the other: less memory, and those of all but the first are computed twice. `bound` is the ratio
+in chunks, one after the other: less memory, and their gradients are taken in the forward pass. `bound` is the ratio
 of floating-point operations by theory: the head's fall by the share of positions without a label. `of the bound` is
 bound / ratio; what the softmax saves is not in the bound, so it may be above 100 %. Losses are compared as well.
 """

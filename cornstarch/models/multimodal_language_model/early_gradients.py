@@ -4,7 +4,7 @@ A loss whose gradients are there already needs nothing of what it was computed w
 next loss is computed. The backward pass multiplies the gradients with the one that comes in.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,43 +17,49 @@ _autograd: Any = torch.autograd
 
 
 class ReachedBelowError(Exception):
-    """A loss depends on something below that was not marked, so its gradients cannot be taken alone."""
+    """A loss depends on something below that no stand-in was made of, so its gradients cannot be taken alone."""
 
 
 class Early:
-    """Takes gradients of losses with respect to marked tensors and to the parameters used above them."""
+    """Takes gradients of losses with respect to what was returned below and to the leaves used above.
 
-    def __init__(self) -> None:
-        self._marks: dict[Any, Tensor] = {}  # by autograd node
+    Args:
+        given: tensors from which everything is computed.
+    """
+
+    def __init__(self, given: Iterable[Any]) -> None:
+        self._given = {value.grad_fn for value in given if isinstance(value, Tensor) and value.grad_fn is not None}
+        self._originals: dict[Tensor, Tensor] = {}  # by stand-in
         self._below: list[range] = []  # numbers of autograd nodes
         self._sums = _Sums()
 
-    def marked(self, values: Any) -> Any:
-        """The same values, with tensors at which gradients end.
+    def below(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What a call returns, cut off.
+
+        Args:
+            call: what works below.
+            *args: for it.
+            **kwargs: for it.
+
+        Returns:
+            What it returned, with leaves that stand for tensors that need a gradient.
+        """
+        first = _autograd._get_sequence_nr()
+        made = call(*args, **kwargs)
+        self._below.append(range(first, _autograd._get_sequence_nr()))
+        stands: dict[int, Tensor] = {}
+        return tree_map(lambda value: self._cut(value, stands), made)
+
+    def originals(self, values: Any) -> Any:
+        """Values in which nothing stands for another.
 
         Args:
             values: tensors, or collections that hold some.
 
         Returns:
-            The like. Tensors that need a gradient are others, which hold the same numbers and none of the hooks.
+            The like.
         """
-        return tree_map(self._mark, values)
-
-    def below(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """What a call returns, marked.
-
-        Args:
-            call: what works below the marks.
-            *args: for it.
-            **kwargs: for it.
-
-        Returns:
-            What it returned.
-        """
-        first = _autograd._get_sequence_nr()
-        made = call(*args, **kwargs)
-        self._below.append(range(first, _autograd._get_sequence_nr()))
-        return self.marked(made)
+        return tree_map(lambda value: self._originals.get(value, value) if isinstance(value, Tensor) else value, values)
 
     def add(self, loss: Tensor) -> Tensor:
         """Take the gradients of a loss and add them to those of the losses before.
@@ -65,7 +71,7 @@ class Early:
             The number, without a graph.
 
         Raises:
-            ReachedBelowError: if it depends on something below that is not marked.
+            ReachedBelowError: if it depends on something below that nothing stands for.
         """
         self._take(loss, self._sums, keep=False)
         return loss.detach()
@@ -81,7 +87,7 @@ class Early:
         """
         sums = _Sums()
         self._take(value, sums, keep=True)
-        return sums.joined(value.detach())
+        return sums.joined(value.detach(), self._originals)
 
     def joined(self, loss: Tensor) -> Tensor:
         """A number whose gradients are those that were taken.
@@ -92,14 +98,15 @@ class Early:
         Returns:
             The number, with a graph.
         """
-        return self._sums.joined(loss)
+        return self._sums.joined(loss, self._originals)
 
-    def _mark(self, value: Any) -> Any:
+    def _cut(self, value: Any, stands: dict[int, Tensor]) -> Any:
         if not isinstance(value, Tensor) or not value.requires_grad:
             return value
-        mark = value.view_as(value)
-        self._marks[mark.grad_fn] = mark
-        return mark
+        if id(value) not in stands:
+            stands[id(value)] = value.detach().requires_grad_()
+            self._originals[stands[id(value)]] = value
+        return stands[id(value)]
 
     def _take(self, loss: Tensor, sums: "_Sums", keep: bool) -> None:
         if not loss.requires_grad:
@@ -113,7 +120,7 @@ class Early:
                 sums.add(source, gradient)
 
     def _sources(self, loss: Tensor) -> list[Tensor]:
-        """The marks and the leaves that a loss was computed of."""
+        """The leaves that a loss was computed of, stand-ins among them."""
         found: dict[Tensor, None] = {}
         seen: set[Any] = set()
         rest: list[Any] = [loss.grad_fn]
@@ -122,11 +129,9 @@ class Early:
             if node is None or node in seen:
                 continue
             seen.add(node)
-            if node in self._marks:
-                found[self._marks[node]] = None
-            elif hasattr(node, "variable"):
+            if hasattr(node, "variable"):
                 found[node.variable] = None
-            elif any(node._sequence_nr() in numbers for numbers in self._below):
+            elif node in self._given or any(node._sequence_nr() in numbers for numbers in self._below):
                 raise ReachedBelowError
             else:
                 rest += [before for before, _ in node.next_functions]
@@ -151,13 +156,13 @@ class _Sums:
         else:
             self._sums[source] += gradient
 
-    def joined(self, loss: Tensor) -> Tensor:
+    def joined(self, loss: Tensor, originals: Mapping[Tensor, Tensor]) -> Tensor:
         """A number with these gradients, which are given away."""
         if not self._sums:
             return loss
         sources = list(self._sums)
         gradients = [self._sums.pop(source).to(source.dtype, copy=source in self._shared) for source in sources]
-        return _Known.apply(loss, gradients, *sources)  # type: ignore[no-untyped-call, no-any-return]
+        return _Known.apply(loss, gradients, *(originals.get(source, source) for source in sources))  # type: ignore[no-untyped-call, no-any-return]
 
 
 @contextmanager

@@ -190,13 +190,13 @@ def _of_chunks(
 
 def _early(output_of: _Outputs, arguments: Mapping[str, Any], chunks: Sequence[Tensor], returned: _Returned) -> Any:
     """The output of chunks whose gradients are taken at once, each before the next one is computed."""
-    early = Early()
-    arguments = early.marked(dict(arguments))
+    early = Early(arguments.values())
     with _recording(returned, early.below):
         output = output_of(arguments, chunks[0])
     beside = {name: early.alone(value) for name, value in output.items() if name != "loss" and _is_number(value)}
     loss = early.add(output.loss)
-    output = type(output)(**{**{name: value for name, value in output.items() if name != "logits"}, **beside})
+    rest = {name: early.originals(value) for name, value in output.items() if name != "logits"}
+    output = type(output)(**{**rest, **beside})
     for chunk in chunks[1:]:
         with _returning(returned):
             loss = loss + early.add(output_of(arguments, chunk).loss)
