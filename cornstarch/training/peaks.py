@@ -1,6 +1,7 @@
 """2f. How many floating-point operations a second a device can do: what MFU is a share of."""
 
 import functools
+import re
 import time
 
 import torch
@@ -42,8 +43,9 @@ def peak_flops(device: torch.device, precision: str) -> float:
     tell = getattr(torch.get_device_module(device), "get_device_name", None)
     name = tell(device) if tell is not None else ""
     known = next((peaks for words, peaks in _PEAKS.items() if set(words.split()) <= set(name.split())), None)
-    known = known or next((peaks for words, peaks in _PEAKS.items() if words in name), None)
-    if known is None:
+    # "A100-SXM4-80GB" is an A100, "RTX A1000" is none.
+    known = known or next((peaks for words, peaks in _PEAKS.items() if re.search(rf"{words}(?!\d)", name)), None)
+    if known is None or "MIG" in name.split():  # a slice of a device
         return measured_speed(device, precision)
     return known[0] if precision in ("bfloat16", "float16") else known[1]
 
