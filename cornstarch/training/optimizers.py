@@ -109,10 +109,12 @@ def make_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> Opt
 def _implementation(cls: type, groups: list[dict[str, Any]], config: OptimizerConfig) -> dict[str, bool]:
     """The argument that makes the update fused; none where that cannot be, or where something else is asked for."""
     chosen = {"fused", "foreach", "differentiable"} & config.arguments.keys()
-    used = {parameter.device.type for group in groups for parameter in group["params"]}
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    used = {parameter.device.type for parameter in parameters}
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     there = {"cpu"} if accelerator is None else {"cpu", accelerator.type}
-    return {"fused": True} if cls in _FUSED and not chosen and used <= there else {}
+    fits = used <= there and all(parameter.is_floating_point() for parameter in parameters)
+    return {"fused": True} if cls in _FUSED and not chosen and fits else {}
 
 
 def _first(*values: Any) -> Any:

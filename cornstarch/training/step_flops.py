@@ -6,8 +6,9 @@ operations. What is measured also shows whether that holds; for a part for which
 new shape is measured.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,7 @@ class FlopsOfSteps:
         self._parts = tuple(composition_in(model).parts)
         self._known: dict[Any, _Line] = {}
         self.measured = 0  # micro-batches
+        self._is_off = False
 
     @contextmanager
     def counting(self, micro: Mapping[str, Any], labelled: int) -> Iterator[list[Work]]:
@@ -77,22 +79,52 @@ class FlopsOfSteps:
             labelled: tokens of it that carry loss.
 
         Yields:
-            A list that holds the work afterwards; it stays empty if there was an error.
+            A list that holds the work afterwards; it stays empty if there was an error. If it is one of counting, what
+            is done inside goes on, and nothing is counted any more.
         """
         found: list[Work] = []
-        questions = self._questions(micro, labelled)
-        told = [line.told(numbers) for line, numbers in questions]
-        if all(answer is not None for answer in told):
+        answers, meter = self._answers_or_meter(micro, labelled)
+        with meter if meter is not None else nullcontext():
             yield found
-            found.append(self._work([answer for answer in told if answer is not None]))
-            return
+        if answers is not None:
+            found.append(self._work(answers))
+        elif meter is not None:
+            with self._giving_up():
+                found.append(self._learned(micro, labelled, meter))
+
+    def _answers_or_meter(
+        self, micro: Mapping[str, Any], labelled: int
+    ) -> tuple[list[np.ndarray] | None, Meter | None]:
+        """What can be told, or else what measures it; neither if nothing is counted."""
+        if self._is_off:
+            return None, None
+        with self._giving_up():
+            told = [line.told(numbers) for line, numbers in self._questions(micro, labelled)]
+            answers = [answer for answer in told if answer is not None]
+            return (answers, None) if len(answers) == len(told) else (None, Meter(self._model, micro))
+        return None, None
+
+    def _learned(self, micro: Mapping[str, Any], labelled: int, meter: Meter) -> Work:
+        if meter.failure is not None:
+            raise meter.failure
         self.measured += 1
-        with Meter(self._model, micro) as meter:
-            yield found
         rows = self._rows(meter)
-        for (line, numbers), values in zip(questions, rows, strict=True):
+        for (line, numbers), values in zip(self._questions(micro, labelled), rows, strict=True):
             line.learn(numbers, values)
-        found.append(self._work(rows))
+        return self._work(rows)
+
+    @contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        """A run is worth more than the figures: what cannot be counted ends counting alone."""
+        try:
+            yield
+        except Exception as error:
+            self._is_off = True
+            warnings.warn(
+                f"floating-point operations of this run are not counted any more, so there is no MFU: "
+                f"{type(error).__name__}: {error}",
+                stacklevel=2,
+            )
 
     def _questions(self, micro: Mapping[str, Any], labelled: int) -> list[tuple["_Line", np.ndarray]]:
         """What is known of the language model and of all else, and a micro-batch's numbers for each."""
@@ -133,7 +165,7 @@ def _form(value: Any) -> Any:
 
 def _sizes(value: Any) -> list[float]:
     """Numbers in which the work on inputs is linear: how many, and of grids their cells and the squares of these."""
-    if not isinstance(value, Tensor):
+    if not isinstance(value, Tensor) or value.dim() == 0:
         return []
     if value.is_floating_point() or value.numel() > _SMALL * max(1, len(value)) or value.dim() > 2:
         return [float(len(value))]

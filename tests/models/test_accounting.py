@@ -223,6 +223,15 @@ def test_text_only_and_a_model_of_which_nothing_is_reached() -> None:
     assert operations(forecast_step(model, text_only(batch))) == operations(cost)
 
 
+@pytest.mark.parametrize("how", [measure_step, forecast_step])
+def test_a_step_is_one_of_training_where_gradients_are_off(how: Any) -> None:
+    """In `torch.no_grad`, what it costs is what it costs outside."""
+    model, batch = pair("clip", "llama", "all")
+    expected = how(model, batch)
+    with torch.no_grad():
+        assert how(model, batch) == expected
+
+
 @pytest.mark.parametrize("how", ["chunks", "logits", "bfloat16", "autocast", "outputs"])
 def test_other_ways(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits in chunks, all logits, parts in bfloat16, autocast, an encoder's output given: as the counter says."""

@@ -100,6 +100,14 @@ def test_inputs_that_require_a_gradient_start_a_graph() -> None:
         assert_frozen_is_free(model, batch)
 
 
+def test_it_looks_where_gradients_are_off() -> None:
+    """In `torch.no_grad`, in which nothing would be saved anyway."""
+    model, batch = frozen(), making.batch("clip", F32)
+    batch[f"{KEY}_pixel_values"].requires_grad_(True)
+    with torch.no_grad(), pytest.raises(FrozenCostError, match="media_encoder is frozen"):
+        assert_frozen_is_free(model, batch)
+
+
 def test_a_part_in_training_mode_drops_out() -> None:
     """Somebody's hook puts the encoder into training mode whenever the model is."""
     model, batch = frozen(), making.batch("clip", F32)

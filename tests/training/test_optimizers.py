@@ -49,6 +49,13 @@ def test_devices_without_a_fused_update_have_the_plain_one() -> None:
     assert not any(found["fused"] for found in make_optimizer([group], config).param_groups)
 
 
+def test_parameters_that_a_fused_update_refuses_have_the_plain_one() -> None:
+    """Complex ones, beside ordinary ones."""
+    groups = [{"params": [torch.nn.Parameter(torch.ones(2, dtype=dtype))]} for dtype in (torch.float32, torch.cfloat)]
+    optimizer = make_optimizer(groups, OptimizerConfig())
+    assert not any(group["fused"] for group in optimizer.param_groups)
+
+
 def test_a_plain_optimizers_state_goes_on_in_a_fused_one() -> None:
     """Three steps taken plainly, state handed on, one more step either way: 1e-5."""
     optimizer, _ = after_steps("AdamW", {"foreach": False})

@@ -1,6 +1,7 @@
 """The operations of steps, told from those of others: exact, whatever shape comes next."""
 
 import random
+import warnings
 from typing import Any
 
 import pytest
@@ -105,6 +106,60 @@ def test_what_trains_may_change_in_a_run() -> None:
         with flops.counting(micro, int((micro["labels"][:, 1:] != -100).sum())) as work:
             counter = counted(model, micro)
         assert work[0].total == counter
+
+
+def clip_and_llama() -> tuple[Any, dict[str, Tensor], int]:
+    """A model all of which trains, asked before, a micro-batch and its labelled tokens."""
+    model = making.compose(tiny.encoder("clip"), tiny.language_model("llama")).train(llm_mode=True)
+    for part in (model.language_model, model.encoders[KEY].module):
+        part.set_attn_implementation("eager")
+    tiny.ask(model)
+    micro = micro_batches("clip", 1)[0]
+    return model, micro, int((micro["labels"][:, 1:] != -100).sum())
+
+
+@pytest.mark.parametrize("place", ["flops.of_operator", "accounting._storages"])
+def test_what_cannot_be_counted_stops_no_step(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator whose count fails: a warning, once, and the gradients that there are without counting."""
+    model, micro, labelled = clip_and_llama()
+    model(**micro).loss.backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    expected = {name: gradient.clone() for name, gradient in gradients.items() if gradient is not None}
+    model.zero_grad(set_to_none=True)
+
+    def fail(*_: Any) -> int:
+        raise IndexError("an argument is missing")
+
+    flops = FlopsOfSteps(model)
+    monkeypatch.setattr(f"cornstarch.models.multimodal_language_model.{place}", fail)
+    warned = pytest.warns(UserWarning, match="not counted any more.*IndexError: an argument is missing")
+    with warned, flops.counting(micro, labelled) as work:
+        model(**micro).loss.backward()
+    assert work == []
+    for name, gradient in expected.items():
+        assert torch.equal(model.get_parameter(name).grad, gradient)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with flops.counting(micro, labelled) as work:
+            model(**micro).loss.backward()
+    assert work == []
+
+
+def test_gradients_of_embeddings_may_be_sparse() -> None:
+    """Tensors without a storage of their own; operations are those of the counter."""
+    model, micro, labelled = clip_and_llama()
+    model.get_input_embeddings().sparse = True
+    with FlopsOfSteps(model).counting(micro, labelled) as work:
+        counter = counted(model, micro)
+    assert work[0].total == counter
+
+
+def test_numbers_beside_inputs() -> None:
+    """A tensor without axes among the inputs (a temperature)."""
+    model, micro, labelled = clip_and_llama()
+    with FlopsOfSteps(model).counting({**micro, "temperature": torch.tensor(2.0)}, labelled) as work:
+        counter = counted(model, micro)
+    assert work[0].total == counter
 
 
 def test_a_model_without_parts_has_no_figures() -> None:

@@ -131,7 +131,7 @@ def run(
     if batch.get("labels") is None:
         raise ArgumentError("a step's cost is that of a loss: the batch needs labels")
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with _as_before(model), Meter(model, batch) as meter:
+    with _as_before(model), torch.enable_grad(), Meter(model, batch) as meter:
         model.train()
         with autocast if autocast is not None else nullcontext():
             loss = model(**batch).loss
@@ -139,6 +139,8 @@ def run(
         gradients: Sequence[Tensor | None] = [None] * len(trained)
         if loss.requires_grad:
             gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+    if meter.failure is not None:
+        raise meter.failure
     found = {parameter: given for parameter, given in zip(trained, gradients, strict=True) if given is not None}
     parts = {
         name: PartCost(
@@ -212,12 +214,18 @@ def bytes_of(values: Any) -> int:
     Returns:
         The number.
     """
+    return sum({_key(storage): storage.nbytes() for storage in _storages(values)}.values())
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    """Where the numbers of tensors are; sparse ones keep theirs in two."""
     tensors = [value for value in tree_leaves(values) if isinstance(value, Tensor)]
-    return sum({_key(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+    halves = [(each._indices(), each._values()) if each.layout is torch.sparse_coo else (each,) for each in tensors]
+    return [half.untyped_storage() for pair in halves for half in pair if half.layout in (torch.strided, torch.jagged)]
 
 
-def _key(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+def _key(storage: torch.UntypedStorage) -> int:
+    return int(storage._cdata)
 
 
 @contextmanager
@@ -248,6 +256,7 @@ class Meter(TorchDispatchMode):
             asks for.
         spent: part to the operations that they took.
         peak: the most bytes that were held at once, of those that operators took.
+        failure: why an operator could not be counted; nothing is counted from there on. None if all could.
 
     Args:
         model: a `MultimodalModel`, wrapped or not.
@@ -262,22 +271,22 @@ class Meter(TorchDispatchMode):
         self.forward, self.backward, self.recomputed = Counter[str](), Counter[str](), Counter[str]()
         self.needed, self.spent = Counter[str](), Counter[str]()
         self.peak = 0
+        self.failure: Exception | None = None
         self._model = model
         self._composition = composition_in(model)
         self._undone = ExitStack()
         self._part = _TEXT
         self._starts, self._parts = [0], [_TEXT]  # of ranges of autograd nodes, and whose they are
-        there = [*model.parameters(), *model.buffers(), *tree_leaves(dict(batch))]
-        self._known = {_key(value) for value in there if isinstance(value, Tensor)}
+        self._known = set(map(_key, _storages([*model.parameters(), *model.buffers(), dict(batch)])))
         self._held: dict[int, tuple[weakref.ref[Any], int, str]] = {}
         self._bytes = 0
 
     def held(self, returned: Tensor) -> Counter[str]:
         """Bytes by part that operators took and that are held now, but for those of what the model returned."""
         gc.collect()  # cycles hold what nobody needs
-        found = Counter[str]()
+        found, own = Counter[str](), set(map(_key, _storages(returned)))
         for key, (_, size, part) in self._held.items():
-            found[part] += size if key != _key(returned) else 0
+            found[part] += size if key not in own else 0
         return found
 
     def __enter__(self) -> "Meter":
@@ -315,10 +324,10 @@ class Meter(TorchDispatchMode):
         if _graph._current_autograd_node() is not None:
             return
         self._turn_to(behind)
-        for tensor in tree_leaves(list(output.values()) if isinstance(output, dict) else output):
-            if isinstance(tensor, Tensor) and _key(tensor) in self._held:
-                storage, size, _ = self._held[_key(tensor)]
-                self._held[_key(tensor)] = (storage, size, behind)
+        for key in map(_key, _storages(list(output.values()) if isinstance(output, dict) else output)):
+            if key in self._held:
+                storage, size, _ = self._held[key]
+                self._held[key] = (storage, size, behind)
 
     def _turn_to(self, part: str) -> None:
         self._part = part
@@ -328,6 +337,14 @@ class Meter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        if self.failure is None:
+            try:
+                self._count(func, args, kwargs, result)
+            except Exception as error:  # the step is the caller's, and goes on
+                self.failure = error
+        return result
+
+    def _count(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         node: Any = _graph._current_autograd_node()
         part = self._part if node is None else self._parts[bisect_right(self._starts, node._sequence_nr()) - 1]
         number = flops.of_operator(func, args, kwargs, result)
@@ -340,14 +357,11 @@ class Meter(TorchDispatchMode):
         elif number:
             self.backward[part] += number
             self.spent[part] += 0 if type(node).__name__.startswith("Linalg") else number  # those are no products
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._follow(tensor, part)
-        return result
+        for storage in _storages(result):
+            self._follow(storage, part)
 
-    def _follow(self, tensor: Tensor, part: str) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+    def _follow(self, storage: torch.UntypedStorage, part: str) -> None:
+        key, size = _key(storage), storage.nbytes()
         if key in self._known or key in self._held:
             return
 

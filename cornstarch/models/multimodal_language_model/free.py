@@ -47,6 +47,7 @@ def assert_frozen_is_free(
         _check_mode(name, modules)
     around = autocast if autocast is not None else nullcontext()
     with ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())  # whatever surrounds it, else nothing would be seen
         traces = {
             name: [stack.enter_context(_traced(module)) for module in modules] for name, modules in frozen.items()
         }
@@ -140,11 +141,13 @@ def _check_work(
     model: nn.Module, batch: Mapping[str, Any], passing: list[str], around: AbstractContextManager[Any]
 ) -> None:
     """Compare the operations of the backward pass with those that the gradients asked for take."""
-    with Meter(model, batch) as meter:
+    with torch.enable_grad(), Meter(model, batch) as meter:
         with around:
             loss = model(**batch).loss
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         torch.autograd.grad(loss, trained, allow_unused=True)
+    if meter.failure is not None:
+        raise meter.failure
     for name in passing:
         if meter.spent[name] > meter.needed[name]:
             raise FrozenCostError(
