@@ -143,7 +143,11 @@ def test_costs_are_those_of_the_counter_and_the_hooks(encoder: str, language_mod
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [("clip", name) for name in LANGUAGE_MODELS] + [(name, "llama") for name in ENCODERS])
+@pytest.mark.parametrize(
+    "names",
+    [("clip", name) for name in LANGUAGE_MODELS] + [(name, "llama") for name in ENCODERS],
+    ids=" with ".join,
+)
 def test_the_whole_zoo_is_told_from_shapes_alone(names: tuple[str, str]) -> None:
     """Each encoder and each language model: operations and bytes forecast equal those measured, exactly."""
     model, batch = pair(*names, "all")
