@@ -51,7 +51,10 @@ AROUND: dict[str, Callable[[MultimodalModel], Any]] = {
 
 
 @pytest.mark.parametrize("llm", [True, False], ids=["language-model-trains", "language-model-frozen"])
-@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize(
+    "around",
+    [pytest.param(name, marks=[pytest.mark.slow] if " and " in name and "comp" in name else []) for name in AROUND],
+)
 def test_it_passes_whatever_is_around_the_parts(around: str, llm: bool) -> None:
     model = frozen(llm=llm)
     AROUND[around](model)
