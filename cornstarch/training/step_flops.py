@@ -45,12 +45,9 @@ class Work:
         return sum(self.needed.values()) + sum(self.again.values())
 
     def __add__(self, other: "Work") -> "Work":
-        sums = ({part: a.get(part, 0) + b.get(part, 0) for part in {**a, **b}} for a, b in self._pairs(other))
-        needed, again = sums
+        needed = {part: number + other.needed[part] for part, number in self.needed.items()}
+        again = {part: number + other.again[part] for part, number in self.again.items()}
         return Work(needed=needed, again=again)
-
-    def _pairs(self, other: "Work") -> list[tuple[Mapping[str, int], Mapping[str, int]]]:
-        return [(self.needed, other.needed), (self.again, other.again)]
 
 
 class FlopsOfSteps:
@@ -65,7 +62,8 @@ class FlopsOfSteps:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._parts = tuple(composition_in(model).parts)
+        self._composition = composition_in(model)
+        self._parts = tuple(self._composition.parts)
         self._known: dict[Any, _Line] = {}
         self.measured = 0  # micro-batches
         self._is_off = False
@@ -129,14 +127,15 @@ class FlopsOfSteps:
     def _questions(self, micro: Mapping[str, Any], labelled: int) -> list[tuple["_Line", np.ndarray]]:
         """What is known of the language model and of all else, and a micro-batch's numbers for each."""
         media = {name: value for name, value in sorted(micro.items()) if name not in _OF_TEXT}
-        trains = hash(bytes(parameter.requires_grad for parameter in self._model.parameters()))
-        kind = (trains, tuple((name, _form(value)) for name, value in media.items()))
+        trained = bytes(parameter.requires_grad for parameter in self._model.parameters())
+        how = (hash(trained), self._composition.is_gradient_checkpointing)
+        kind = (how, tuple((name, _form(value)) for name, value in media.items()))
         inputs = [number for value in media.values() for number in _sizes(value)]
         samples, positions = micro["labels"].shape
-        rows, again = labelled_head.rows_of(composition_in(self._model).language_model, labelled)
+        rows, again = labelled_head.rows_of(self._composition.language_model, labelled)
         text = [samples, samples * positions, samples * positions**2, rows, again]
         return [
-            (self._known.setdefault((_TEXT, trains, tuple(media)), _Line()), np.array(text, dtype=np.float64)),
+            (self._known.setdefault((_TEXT, how, tuple(media)), _Line()), np.array(text, dtype=np.float64)),
             (self._known.setdefault(("media", kind), _Line()), np.array([1.0, *inputs])),
         ]
 

@@ -93,16 +93,18 @@ def test_chunks_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert flops.measured < 24
 
 
-def test_what_trains_may_change_in_a_run() -> None:
-    """Frozen after a dozen micro-batches, it is measured anew; exact before and behind."""
+def test_what_trains_and_what_is_recomputed_may_change_in_a_run() -> None:
+    """Frozen after eight micro-batches, checkpointed after sixteen, it is measured anew; exact throughout."""
     model = making.compose(tiny.encoder("clip"), tiny.language_model("llama")).train(llm_mode=True)
     for part in (model.language_model, model.encoders[KEY].module):
         part.set_attn_implementation("eager")
     tiny.ask(model)
     flops = FlopsOfSteps(model)
     for number, micro in enumerate(micro_batches("clip", 24)):
-        if number == 12:
+        if number == 8:
             model.train({KEY: (False, True)}, llm_mode=False)
+        if number == 16:
+            model.gradient_checkpointing_enable()
         with flops.counting(micro, int((micro["labels"][:, 1:] != -100).sum())) as work:
             counter = counted(model, micro)
         assert work[0].total == counter
@@ -160,6 +162,33 @@ def test_numbers_beside_inputs() -> None:
     with FlopsOfSteps(model).counting({**micro, "temperature": torch.tensor(2.0)}, labelled) as work:
         counter = counted(model, micro)
     assert work[0].total == counter
+
+
+def test_layers_are_compiled_all_the_same() -> None:
+    """Micro-batches that are measured run uncompiled; those behind them run compiled, with the same figures."""
+    calls: list[int] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        def run(*given: Any) -> Any:
+            calls.append(1)
+            return graph(*given)
+
+        return run
+
+    model = making.compose(tiny.encoder("clip"), tiny.language_model("llama")).train(llm_mode=True)
+    micro = micro_batches("clip", 1)[0]
+    labelled = int((micro["labels"][:, 1:] != -100).sum())
+    flops, plain = FlopsOfSteps(model), FlopsOfSteps(model)
+    with plain.counting(micro, labelled) as expected:
+        model(**micro).loss.backward()
+    model.compile(backend=backend)
+    for number in range(2):
+        assert not calls, number
+        with flops.counting(micro, labelled) as work:
+            model(**micro).loss.backward()
+        assert work[0] == expected[0]
+    assert flops.measured == 1
+    assert calls
 
 
 def test_a_model_without_parts_has_no_figures() -> None:

@@ -20,11 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cornstarch.errors import ArgumentError
-from cornstarch.models.multimodal_language_model import flops, labelled_head, quantized
+from cornstarch.models.multimodal_language_model import compiling, flops, labelled_head, quantized
 from cornstarch.models.multimodal_language_model.composition import Composition
 
 _TEXT = "language_model"
-_COMPILED = "_compiled_call_impl"  # of nn.Module
 _graph: Any = torch._C
 _autograd: Any = torch.autograd
 
@@ -272,7 +271,6 @@ class Meter(TorchDispatchMode):
         self.needed, self.spent = Counter[str](), Counter[str]()
         self.peak = 0
         self.failure: Exception | None = None
-        self._model = model
         self._composition = composition_in(model)
         self._undone = ExitStack()
         self._part = _TEXT
@@ -299,9 +297,8 @@ class Meter(TorchDispatchMode):
             behind = name.removesuffix("_encoder") + "_projector" if half else _TEXT
             for module in modules if name != _TEXT else []:
                 self._hook(module, name, behind)
-        for module in self._model.modules():
-            if vars(module).get(_COMPILED) is not None:  # compiled code calls no operators that could be seen
-                self._undone.callback(vars(module).__setitem__, _COMPILED, vars(module).pop(_COMPILED))
+        # Compiled code calls no operators that could be seen; and what PyTorch finds in a mode, it never compiles.
+        self._undone.enter_context(compiling.eagerly())
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
