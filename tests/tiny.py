@@ -75,6 +75,19 @@ def encoder(
     return loud(cls(*config), dtype)
 
 
+class Normed(nn.Module):
+    """A plain encoder of images with running statistics and dropout: four rows an image."""
+
+    hidden_size = 24
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 24, 4, 4), nn.BatchNorm2d(24), nn.Dropout(0.5))
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.layers(pixel_values)
+
+
 # --- inputs -----------------------------------------------------------------------------------------------------------
 
 

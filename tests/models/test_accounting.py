@@ -1,115 +1,27 @@
-"""What a step costs: measured, and told from shapes alone, against counters and hooks that are not ours.
+"""What a step costs: measured, and told from shapes alone, against the counters and hooks of `tests.costs`.
 
-The references are `torch.utils.flop_counter.FlopCounterMode` with eager attention and eager experts, and
-`torch.autograd.graph.saved_tensors_hooks`. The whole zoo is run by a slow test.
+The whole zoo is run by a slow test.
 """
 
 import copy
-import gc
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils.flop_counter import FlopCounterMode
 
 from cornstarch import ArgumentError, ModalEncoderModule, MultimodalModel, StepCost, forecast_step, measure_step
 from cornstarch.models.multimodal_language_model import labelled_head
-from tests import tiny
-from tests.zoo import making
+from tests import costs, tiny
 from tests.zoo.making import KEY
 from tests.zoo.table import ENCODERS, LANGUAGE_MODELS
 
-F32 = torch.float32
-
-# --- references -------------------------------------------------------------------------------------------------------
-
-
-def eager(model: MultimodalModel) -> None:
-    """Attention and experts of matrix products that the counter sees."""
-    for part in (model.language_model, *(encoder.module for encoder in model.encoders.values())):
-        inner = part.get_base_model() if hasattr(part, "peft_config") else part
-        if getattr(inner, "_can_set_attn_implementation", lambda: False)():
-            inner.set_attn_implementation("eager")
-        if getattr(inner, "_can_set_experts_implementation", lambda: False)():
-            inner.set_experts_implementation("eager")
-
-
-def counted(model: nn.Module, batch: dict[str, Tensor]) -> tuple[int, dict[str, int]]:
-    """Operations of a step by PyTorch's counter: in all, and of each part by its modules."""
-    tiny.ask(model)
-    with FlopCounterMode(display=False, depth=None) as counter:
-        loss = model(**batch).loss
-        loss.backward()
-    model.zero_grad(set_to_none=True)
-    by_module = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
-    parts = {
-        part: sum(count for name, count in by_module.items() if name.endswith(f".{place}") and name.count(".") == depth)
-        for part, place, depth in (
-            (f"{KEY}_encoder", f"{KEY}_encoder.module", 2),
-            (f"{KEY}_projector", f"{KEY}_encoder.projector", 2),
-        )
-    }
-    return counter.get_total_flops(), parts
-
-
-def packed(model: nn.Module, batch: dict[str, Tensor]) -> int:
-    """Bytes of what autograd saves in a forward pass and still holds, without weights and the batch, each once.
-
-    What branches save that lead to no loss (a pooler's) is let go with them.
-    """
-    there = [*model.parameters(), *model.buffers(), *batch.values()]
-    known = {tensor.untyped_storage()._cdata for tensor in there}
-    found: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in known:
-            found[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        return tensor.detach()  # an output that a node saves would hold the node
-
-    tiny.ask(model)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = model(**batch).loss
-    assert loss.requires_grad
-    gc.collect()
-    return sum(size for storage, size in found.values() if not storage.expired())
-
-
 # --- pairs and regimes ------------------------------------------------------------------------------------------------
-
-PAIRS = [
-    ("clip", "llama-tied"),
-    ("siglip", "qwen3-moe"),
-    ("dinov2", "gpt2"),
-    ("qwen2.5-vl", "qwen2-vl"),
-    ("whisper", "gemma2"),
-    ("pixtral", "mamba2"),
-    ("convnext", "mixtral"),
-    ("swin", "opt"),
-]
-REGIMES: dict[str, Callable[[MultimodalModel], Any]] = {
-    "projector only": lambda model: model.train({KEY: (False, True)}, llm_mode=False),
-    "encoder frozen": lambda model: model.train({KEY: (False, True)}, llm_mode=True),
-    "all": lambda model: model.train(llm_mode=True),
-    "lora": lambda model: [lora(model), model.train({KEY: (False, True)})],
-    "recomputed": lambda model: [model.train(llm_mode=True), model.gradient_checkpointing_enable()],
-}
-
-
-def lora(model: MultimodalModel) -> None:
-    scans = "Mamba" in type(model.language_model).__name__  # whose other layers PEFT does not adapt
-    config = LoraConfig(r=2, target_modules=["in_proj"] if scans else "all-linear", lora_dropout=0.0)
-    model.language_model = get_peft_model(model.language_model, config)
 
 
 def pair(encoder: str, language_model: str, regime: str) -> tuple[MultimodalModel, dict[str, Tensor]]:
-    model = making.compose(tiny.encoder(encoder, F32), tiny.language_model(language_model, F32))
-    REGIMES[regime](model)
-    return model.train(), making.batch(encoder, F32)
+    """With the kernels that Hugging Face takes by itself, in training mode."""
+    return costs.made((encoder, language_model), regime, eager=False).train(), costs.batch((encoder, language_model))
 
 
 def operations(cost: StepCost) -> dict[str, tuple[int, int, int]]:
@@ -120,26 +32,25 @@ def kept(cost: StepCost) -> dict[str, tuple[int, int, int]]:
     return {name: (part.weight_bytes, part.gradient_bytes, part.saved_bytes) for name, part in cost.parts.items()}
 
 
-@pytest.mark.parametrize("regime", REGIMES)
-@pytest.mark.parametrize("encoder, language_model", PAIRS)
-def test_costs_are_those_of_the_counter_and_the_hooks(encoder: str, language_model: str, regime: str) -> None:
-    """Operations equal the counter's, in all and by part; saved bytes those of hooks to 1 % (0.5 KiB for what a
-    context keeps by other ways); whatever kernels are at hand, and from shapes alone, the same."""
-    model, batch = pair(encoder, language_model, regime)
+@pytest.mark.parametrize("regime", costs.REGIMES)
+@pytest.mark.parametrize("names", costs.PAIRS, ids=" with ".join)
+def test_costs_are_those_of_the_counter_and_the_hooks(names: tuple[str, str], regime: str) -> None:
+    """Operations equal the counter's, in all and by part and direction; saved bytes those of hooks to 1 %; whatever
+    kernels are at hand, and from shapes alone, the same."""
+    model, batch = pair(*names, regime)
     usual, told = measure_step(model, batch), forecast_step(model, batch)
-    eager(model)
-    total, by_part = counted(model, batch)
-    assert usual.flops == total
-    # Of a tower that returns a dataclass of others, the counter ascribes a product of the backward pass to the whole.
-    for name, number in by_part.items() if encoder != "qwen2.5-vl" else ():
-        assert usual.parts[name].flops == number, name
-    assert operations(told) == operations(usual) == operations(measure_step(model, batch))
-    if language_model != "mamba2" or regime != "recomputed":
-        assert kept(told) == kept(usual)
-    if regime != "recomputed":  # what checkpoints hold, no hook is told
-        plain, _ = pair(encoder, language_model, regime)
+    eager = costs.made(names, regime).train()
+    expected = costs.counted(eager, batch)
+    assert sum(expected.forward.values()) + sum(expected.backward.values()) == expected.total  # nothing is in no part
+    assert usual.flops == expected.total
+    for name, part in usual.parts.items():
+        assert part.forward_flops == expected.forward[name], name
+        assert part.backward_flops + part.recomputed_flops == expected.backward[name], name
+    assert operations(told) == operations(usual) == operations(measure_step(eager, batch))
+    assert kept(told) == kept(usual)
+    if regime != "checkpointed":  # what checkpoints hold, no hook is told
         found = sum(part.saved_bytes for part in usual.parts.values())
-        assert found == pytest.approx(packed(plain, batch), rel=0.01, abs=512)
+        assert found == pytest.approx(costs.saved_bytes(model, batch), rel=0.01)
 
 
 @pytest.mark.slow
@@ -150,7 +61,7 @@ def test_costs_are_those_of_the_counter_and_the_hooks(encoder: str, language_mod
 )
 def test_the_whole_zoo_is_told_from_shapes_alone(names: tuple[str, str]) -> None:
     """Each encoder and each language model: operations and bytes forecast equal those measured, exactly."""
-    model, batch = pair(*names, "all")
+    model, batch = pair(*names, "all train")
     usual, told = measure_step(model, batch), forecast_step(model, batch)
     assert operations(told) == operations(usual)
     assert kept(told) == kept(usual)
@@ -170,14 +81,14 @@ def alive(model: nn.Module, batch: dict[str, Tensor]) -> int:
     return sum(event.nbytes() for event in events)
 
 
-@pytest.mark.parametrize("regime", ["all", "projector only", "recomputed"])
+@pytest.mark.parametrize("regime", ["all train", "projector only", "checkpointed"])
 def test_saved_bytes_are_those_that_the_allocator_gave(regime: str) -> None:
     """What is held after a forward pass, checkpoints included, by PyTorch's profiler of memory; within 5 %.
 
     The state of random numbers, of which checkpoints keep 5 KB each, is no activation, and left out.
     """
     model, batch = pair("clip", "llama", regime)
-    if regime == "recomputed":
+    if regime == "checkpointed":
         model.gradient_checkpointing_enable({"preserve_rng_state": False})
     usual = measure_step(model, batch)
     assert sum(part.saved_bytes for part in usual.parts.values()) == pytest.approx(alive(model, batch), rel=0.05)
@@ -202,7 +113,7 @@ def test_optimizer_bytes(name: str) -> None:
 
 
 def test_gradient_bytes_are_those_of_gradients() -> None:
-    model, batch = pair("clip", "llama-tied", "all")
+    model, batch = pair("clip", "llama-tied", "all train")
     cost = measure_step(model, batch)
     assert all(parameter.grad is None for parameter in model.parameters())
     model(**batch).loss.backward()
@@ -230,7 +141,7 @@ def test_text_only_and_a_model_of_which_nothing_is_reached() -> None:
 @pytest.mark.parametrize("how", [measure_step, forecast_step])
 def test_a_step_is_one_of_training_where_gradients_are_off(how: Any) -> None:
     """In `torch.no_grad`, what it costs is what it costs outside."""
-    model, batch = pair("clip", "llama", "all")
+    model, batch = pair("clip", "llama", "all train")
     expected = how(model, batch)
     with torch.no_grad():
         assert how(model, batch) == expected
@@ -257,9 +168,9 @@ def test_other_ways(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     usual, told = measure_step(model, batch, **given), forecast_step(model, batch, **given)
     assert operations(told) == operations(usual)
     assert kept(told) == kept(usual)
-    eager(model)
-    with given.get("autocast", torch.autocast("cpu", enabled=False)):
-        assert usual.flops == counted(model, batch)[0]
+    for part in (model.language_model, model.encoders[KEY].module):
+        part.set_attn_implementation("eager")
+    assert usual.flops == costs.counted(model, batch, **given).total
 
 
 def test_wrapped_models() -> None:
@@ -284,7 +195,7 @@ def test_wrapped_models() -> None:
 
 
 def test_compiled_layers_are_measured_uncompiled_and_stay_compiled() -> None:
-    model, batch = pair("clip", "llama", "all")
+    model, batch = pair("clip", "llama", "all train")
     usual = measure_step(model, batch)
     layers = model.language_model.model.layers
     for layer in layers:
@@ -297,24 +208,11 @@ def test_compiled_layers_are_measured_uncompiled_and_stay_compiled() -> None:
 # --- nothing changes --------------------------------------------------------------------------------------------------
 
 
-class Normed(nn.Module):
-    """A plain encoder with running statistics and dropout."""
-
-    hidden_size = 24
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(3, 24, 4, 4), nn.BatchNorm2d(24), nn.Dropout(0.5))
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.layers(pixel_values)
-
-
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("how", [measure_step, forecast_step])
 def test_nothing_changes(how: Any, fails: bool) -> None:
     """Weights, gradients, running statistics, modes, hooks, random numbers; also where the forward pass fails."""
-    model = tiny.model(ModalEncoderModule(Normed())).train(llm_mode=True)
+    model = tiny.model(ModalEncoderModule(tiny.Normed())).train(llm_mode=True)
     batch = tiny.vision_batch(4)
     model(**batch).loss.backward()
     model.eval()

@@ -272,17 +272,7 @@ def test_gradients_left_over_from_before_freezing_move_nothing(peft: bool) -> No
 def test_running_statistics_of_a_frozen_encoder_stand_still() -> None:
     """A plain encoder with batch norm: its buffers are bit-identical after five steps, and move when it trains."""
 
-    class Encoder(nn.Module):
-        hidden_size = 24
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = nn.Sequential(nn.Conv2d(3, 24, 4, 4), nn.BatchNorm2d(24), nn.Dropout(0.5))
-
-        def forward(self, pixel_values: Tensor) -> Tensor:
-            return self.layers(pixel_values)
-
-    model = tiny.model(Encoder()).train({"vision": (False, True)})
+    model = tiny.model(tiny.Normed()).train({"vision": (False, True)})
     inputs = tiny.vision_batch(4)
     before = copy.deepcopy(model.vision_encoder.module.state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

@@ -9,7 +9,7 @@ import gc
 import weakref
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,11 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cornstarch.errors import ArgumentError
-from cornstarch.models.multimodal_language_model import compiling, flops, labelled_head, quantized
+from cornstarch.models.multimodal_language_model import compiling, flops, graph, labelled_head, quantized
 from cornstarch.models.multimodal_language_model.composition import Composition
 
 _TEXT = "language_model"
-_graph: Any = torch._C
+_engine: Any = torch._C
 _autograd: Any = torch.autograd
 
 
@@ -129,18 +129,17 @@ def run(
     """
     if batch.get("labels") is None:
         raise ArgumentError("a step's cost is that of a loss: the batch needs labels")
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with _as_before(model), torch.enable_grad(), Meter(model, batch) as meter:
         model.train()
         with autocast if autocast is not None else nullcontext():
             loss = model(**batch).loss
         saved = meter.held(loss)
-        gradients: Sequence[Tensor | None] = [None] * len(trained)
-        if loss.requires_grad:
-            gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+        # As `backward` does, but leaving gradients and what waits for them alone.
+        leaves = graph.leaves_of(loss)
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True) if leaves else ()
     if meter.failure is not None:
         raise meter.failure
-    found = {parameter: given for parameter, given in zip(trained, gradients, strict=True) if given is not None}
+    found = {leaf: given for leaf, given in zip(leaves, gradients, strict=True) if given is not None}
     parts = {
         name: PartCost(
             parameters=sum(map(quantized.number_of_weights, parameters)),
@@ -154,7 +153,7 @@ def run(
         )
         for name, parameters in _parameters(model).items()
     }
-    return StepCost(parts=parts, peak_bytes=meter.peak), list(found)
+    return StepCost(parts=parts, peak_bytes=meter.peak), [leaf for leaf in model.parameters() if leaf in found]
 
 
 def with_optimizer(cost: StepCost, model: nn.Module, state: Mapping[Any, Any]) -> StepCost:
@@ -313,12 +312,12 @@ class Meter(TorchDispatchMode):
         self._undone.callback(left.remove)
 
     def _enter(self, part: str) -> None:
-        if _graph._current_autograd_node() is None:  # else it is computed again
+        if _engine._current_autograd_node() is None:  # else it is computed again
             self._turn_to(part)
 
     def _leave(self, output: Any, behind: str) -> None:
         """What a part returned belongs to the one behind it, which holds it if anybody does."""
-        if _graph._current_autograd_node() is not None:
+        if _engine._current_autograd_node() is not None:
             return
         self._turn_to(behind)
         for key in map(_key, _storages(list(output.values()) if isinstance(output, dict) else output)):
@@ -342,7 +341,7 @@ class Meter(TorchDispatchMode):
         return result
 
     def _count(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        node: Any = _graph._current_autograd_node()
+        node: Any = _engine._current_autograd_node()
         part = self._part if node is None else self._parts[bisect_right(self._starts, node._sequence_nr()) - 1]
         number = flops.of_operator(func, args, kwargs, result)
         if number and node is None:

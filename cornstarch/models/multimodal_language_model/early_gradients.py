@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-_graph: Any = torch._C._autograd
+from cornstarch.models.multimodal_language_model import graph
+
+_engine: Any = torch._C._autograd
 _autograd: Any = torch.autograd
 
 
@@ -121,21 +123,14 @@ class Early:
 
     def _sources(self, loss: Tensor) -> list[Tensor]:
         """The leaves that a loss was computed of, stand-ins among them."""
-        found: dict[Tensor, None] = {}
-        seen: set[Any] = set()
-        rest: list[Any] = [loss.grad_fn]
-        while rest:
-            node = rest.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            if hasattr(node, "variable"):
-                found[node.variable] = None
+        found = []
+        for node in graph.nodes_of(loss):
+            leaf = graph.leaf_of(node)
+            if leaf is not None:
+                found.append(leaf)
             elif node in self._given or any(node._sequence_nr() in numbers for numbers in self._below):
                 raise ReachedBelowError
-            else:
-                rest += [before for before, _ in node.next_functions]
-        return list(found)
+        return found
 
 
 class _Sums:
@@ -195,7 +190,7 @@ class _Known(torch.autograd.Function):
             )
         if gradients is None:
             raise RuntimeError("a second backward pass through the loss: the first one needs retain_graph=True")
-        if _graph._get_current_graph_task_keep_graph():
+        if _engine._get_current_graph_task_keep_graph():
             return None, None, *(gradient * incoming.to(gradient.device) for gradient in gradients)
         ctx.gradients = None
         return None, None, *(gradient.mul_(incoming.to(gradient.device)) for gradient in gradients)
