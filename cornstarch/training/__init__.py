@@ -34,10 +34,11 @@ from cornstarch.training.config import (
 )
 from cornstarch.training.data_check import DataCheck, check_data
 from cornstarch.training.evaluation import Evaluation, answer, evaluate
-from cornstarch.training.loop import Callback, Loop, StepRecord
+from cornstarch.training.loop import Callback, Loop
 from cornstarch.training.metrics import read_metrics
 from cornstarch.training.optimizers import make_optimizer, parameter_groups
 from cornstarch.training.reading import parse_config, read_config, to_yaml
+from cornstarch.training.record import StepRecord
 from cornstarch.training.report import part_rows, part_table, sample_text
 from cornstarch.training.run import Result, train
 from cornstarch.training.schedules import SCHEDULES, make_schedule

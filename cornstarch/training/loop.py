@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -19,57 +19,16 @@ from cornstarch.models.multimodal_language_model.merge import IGNORE_INDEX
 from cornstarch.training import health
 from cornstarch.training.devices import autocast
 from cornstarch.training.random_state import random_state, set_random_state
+from cornstarch.training.record import RESERVED, StepRecord
 from cornstarch.training.schedules import Decay, constant, share_at
 from cornstarch.training.step_flops import FlopsOfSteps, Work
 
 Batch = Mapping[str, Tensor]
 _MOST_SKIPPED = 100  # batches in a row from which there is nothing to learn
-# What a line of metrics has anyway.
-RESERVED = (
-    *("step", "loss", "tokens", "tokens_per_second", "labelled_tokens", "samples", "grad_norm", "skipped"),
-    *("bad_samples", "flops", "flops_per_second", "mfu"),
-)
 # (model, batch, output) -> a scalar that is added to the loss. `output.logits` are there.
 LossTerm = Callable[[nn.Module, Batch, Any], Tensor]
 # (batch, output) -> a number that is logged. `output.logits` are there.
 Metric = Callable[[Batch, Any], float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepRecord:
-    """What happened in one step.
-
-    Attributes:
-        step: from 1.
-        loss: the mean over the step's labelled tokens, and loss terms, before the step.
-        tokens: positions that are no padding.
-        labelled_tokens: those that carry loss.
-        samples: of the step.
-        skipped: batches before it from which there was nothing to learn.
-        bad: samples of the step, and of the batches before it, that could not be used.
-        unlabelled: names of those in which no token is labelled.
-        seconds: from the batch's request to the end of the step.
-        learning_rates: the highest of every part that trains.
-        grad_norm: length of the gradient before clipping.
-        grad_norms: the same of every part that trains.
-        metrics: of loss terms and metrics, by name; means over the micro-batches, weighted as their losses are.
-        work: floating-point operations of the forward and backward passes; None of a model without parts.
-    """
-
-    step: int
-    loss: float
-    tokens: int
-    labelled_tokens: int
-    samples: int
-    skipped: int = 0
-    bad: tuple[BadSample, ...] = ()
-    unlabelled: tuple[str, ...] = ()
-    seconds: float
-    learning_rates: dict[str, float]
-    grad_norm: float
-    grad_norms: dict[str, float]
-    metrics: dict[str, float] = field(default_factory=dict)
-    work: Work | None = None
 
 
 class Callback:

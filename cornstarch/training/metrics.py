@@ -12,7 +12,7 @@ from typing import Any
 from cornstarch.data.samples import numbered_lines
 from cornstarch.errors import ArgumentError
 from cornstarch.training.folder import write_whole
-from cornstarch.training.loop import StepRecord
+from cornstarch.training.record import StepRecord
 
 
 class MetricsFile:

@@ -15,9 +15,10 @@ from cornstarch.training import checkpoints, pictures
 from cornstarch.training.config import EvaluationConfig, RunConfig
 from cornstarch.training.evaluation import AnswerMetric, evaluate
 from cornstarch.training.folder import RunFolder
-from cornstarch.training.loop import Callback, Loop, StepRecord
+from cornstarch.training.loop import Callback, Loop
 from cornstarch.training.metrics import MetricsFile, Trackers, as_line, read_metrics
 from cornstarch.training.progress import Progress
+from cornstarch.training.record import StepRecord
 
 
 class Recorder(Callback):

@@ -6,8 +6,8 @@ from collections import deque
 from types import TracebackType
 from typing import Any, TextIO
 
-from cornstarch.training.loop import StepRecord
 from cornstarch.training.metrics import speed_of
+from cornstarch.training.record import StepRecord
 
 _SMOOTHED_OVER = 20  # steps whose mean loss and speed are shown
 _PLAIN_LINES = 20  # how many lines a whole run prints where there is no terminal

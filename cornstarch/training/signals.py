@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
-from cornstarch.training.loop import Callback, Loop, StepRecord
+from cornstarch.training.loop import Callback, Loop
+from cornstarch.training.record import StepRecord
 
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
 
