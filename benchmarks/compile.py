@@ -1,20 +1,15 @@
 """What compiled layers save: a step against the same model's as it is, on this device.
 
-    python benchmarks/compile.py [--repeats 9] [--output FILE.json]
+    python -m benchmarks.compile [--repeats 9] [--quick] [--output FILE.json]
 
-A CLIP tower of four layers and a Llama of four, 4 samples of 145 to 224 positions, in three regimes. Forward and
-backward, A and B in turn in one process, after the graphs are compiled; how long that takes is given beside. Loss and
-gradients are compared first.
+A CLIP tower of four layers and a Llama of four, 4 samples of 145 to 225 positions, in three regimes. Forward and
+backward of nine lengths, in turn in one process, after the graphs are compiled; how long that takes is given beside.
+Loss and gradients are compared first. There is no goal: what is gained depends on the device and its compiler.
 """
 
-import argparse
-import json
-import platform
-import statistics
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,8 +17,14 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
+from benchmarks import harness
+from benchmarks.harness import Column, Report
 from cornstarch import ModalEncoderModule, MultimodalModel
 
+COLUMNS = [
+    Column("regime", "what trains", width=12), Column("ratio", "medians", ".3f"), Column("minima", "minima", ".3f"),
+    Column("compiling", "seconds to compile", ".0f"),
+]  # fmt: skip
 IMAGE, ROWS = 3, 17
 REGIMES = ("projector", "lora", "full")
 
@@ -64,11 +65,10 @@ def step(model: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"loss": loss.detach(), **{name: p.grad for name, p in model.named_parameters() if p.grad is not None}}
 
 
-def timed(run: Callable[[], Any]) -> float:
-    """Seconds."""
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
+def steps(model: Any) -> None:
+    """Of nine lengths."""
+    for place in range(9):
+        step(model, batch(128 + 10 * place))
 
 
 def check(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -79,37 +79,21 @@ def check(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def main() -> int:
-    """Measure, print a table, write JSON if asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--output", type=Path)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    rows = []
-    print(f"{'regime':12}{'medians':>9}{'minima':>8}{'to compile (s)':>16}")
-    for regime in REGIMES:
+    """Measure and print; write JSON if asked."""
+    options = harness.parsed(harness.parser(__doc__))
+    report = Report("compile", __doc__, COLUMNS, names=1)
+    for regime in REGIMES[:1] if options.quick else REGIMES:
         plain, model = made(regime), made(regime)
         model.compile()
-        compiling = timed(lambda model=model: [step(model, batch(words)) for words in (128, 190)])  # type: ignore[misc]
+        started = time.perf_counter()
+        for words in (128, 190):
+            step(model, batch(words))
+        compiling = time.perf_counter() - started
         check(step(model, batch(160)), step(plain, batch(160)))
-        own, theirs = [], []
-        for repeat in range(options.repeats):
-            given = batch(128 + 10 * (repeat % 9))
-            own.append(timed(lambda model=model, given=given: step(model, given)))  # type: ignore[misc]
-            theirs.append(timed(lambda plain=plain, given=given: step(plain, given)))  # type: ignore[misc]
-        ratios = [a / b for a, b in zip(own, theirs, strict=True)]
-        row = {
-            "regime": regime, "ratio": statistics.median(ratios), "minima": min(own) / min(theirs),
-            "compiling": compiling, "own": own, "theirs": theirs,
-        }  # fmt: skip
-        rows.append(row)
-        print(f"{regime:12}{row['ratio']:9.3f}{row['minima']:8.3f}{compiling:16.1f}", flush=True)
-    if options.output is not None:
-        result = {
-            "rows": rows, "torch": torch.__version__, "transformers": transformers.__version__,
-            "machine": platform.platform(), "command": sys.argv,
-        }  # fmt: skip
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+        ways = {"compiled": partial(steps, model), "plain": partial(steps, plain)}
+        seconds = harness.in_turn(ways, options.repeats)
+        report.add({"regime": regime, "compiling": compiling, **harness.ratios(seconds, "compiled", "plain")})
+    report.finish(options.output)
     return 0
 
 

@@ -25,6 +25,7 @@ SCRIPTS = (
     "accounting",
     "labelled_head",
     "loop_overhead",
+    "compile",
     "batching",
     "loading",
     "scanning",
