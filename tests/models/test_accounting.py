@@ -47,6 +47,7 @@ def test_costs_are_those_of_the_counter_and_the_hooks(names: tuple[str, str], re
         assert part.forward_flops == expected.forward[name], name
         assert part.backward_flops + part.recomputed_flops == expected.backward[name], name
     assert operations(told) == operations(usual) == operations(measure_step(eager, batch))
+    assert operations(forecast_step(eager, batch)) == operations(usual)
     assert kept(told) == kept(usual)
     if regime != "checkpointed":  # what checkpoints hold, no hook is told
         found = sum(part.saved_bytes for part in usual.parts.values())

@@ -22,7 +22,6 @@ from cornstarch.models.multimodal_language_model.accounting import StepCost, run
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _aten: Any = torch.ops.aten
-_SORTS = (_aten.sort.default, _aten.sort.stable)
 _INDEXED = (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default)
 
 
@@ -107,11 +106,6 @@ class _MadeUp(TorchDispatchMode):
         if func is _aten.topk.default and isinstance(args[0], FakeTensor):
             axis = args[2] if len(args) > 2 else -1
             return result[0], _spread(result[1], args[0].shape[axis])
-        if func in _SORTS and isinstance(args[0], FakeTensor):
-            return result[0], _spread(result[1], result[1].shape[-1])
-        if func is _aten.argmax.default and isinstance(args[0], FakeTensor):
-            axis = args[1] if len(args) > 1 else None
-            return _spread(result, args[0].numel() if axis is None else args[0].shape[axis])
         return result
 
 
