@@ -263,3 +263,25 @@ def test_code_that_needs_values_is_an_error_that_says_so() -> None:
     measure_step(model, batch)
     with pytest.raises(ArgumentError, match=r"needs values.*measure_step"):
         forecast_step(model, batch)
+
+
+def test_rows_that_a_mask_keeps_are_counted_by_the_mask() -> None:
+    """Masks have values where nothing else has: an encoder that keeps the rows of whole pictures alone."""
+
+    class Keeps(nn.Module):
+        hidden_size = 24
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3 * 64, 24)
+
+        def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> list[Tensor]:
+            rows = self.layer(pixel_values.flatten(1)).unsqueeze(1).expand(-1, 5, -1)
+            return [one[mask] for one, mask in zip(rows, pixel_mask, strict=True)]
+
+    model = tiny.model(ModalEncoderModule(Keeps())).train(llm_mode=True)
+    batch = tiny.vision_batch(3)
+    mask = torch.tensor([[True, False, True, True, False], [False, True, True, False, True]])
+    usual, told = (how(model, {**batch, "pixel_mask": mask}) for how in (measure_step, forecast_step))
+    assert operations(told) == operations(usual)
+    assert kept(told) == kept(usual)
