@@ -2,7 +2,7 @@
 
 Weights, and whatever is computed from them, are fake tensors: they have a shape, a dtype and a device, and no values.
 The model's own code runs on them, as it is trained. Token ids, masks and grids stay as they are, so code that reads
-them goes the way it goes in training. Where code reads what has no values, an order or a choice is made up, evenly.
+them goes the way it goes in training. Where code reads what has no values, a choice of experts is made up, evenly.
 """
 
 import copy
@@ -94,7 +94,7 @@ def _without_values(tensor: Tensor, fake: FakeTensorMode, device: torch.device |
 
 
 class _MadeUp(TorchDispatchMode):
-    """Lets code run on fake tensors that asks for an order or a choice, or takes rows by a mask that has values."""
+    """Lets code run on fake tensors that asks for a choice, or takes rows by a mask that has values."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
